@@ -1,0 +1,3 @@
+"""Diffusion models for images and videos, rebuilt paper by paper."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,4 @@
+"""python -m diffusion_course"""
+from .cli import main
+
+main()

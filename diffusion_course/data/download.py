@@ -1,0 +1,96 @@
+"""Fetch a file from the first mirror that has it: resumable, checked, and under its final name only when whole."""
+import gzip
+import hashlib
+import os
+import zlib
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+CHUNK = 1 << 16
+
+
+class DownloadError(OSError):
+    """No mirror delivered the file; the message says what each of them did."""
+
+
+def repository_data() -> Path | None:
+    """The data/ folder of a clone that the package runs from, or None when it was installed elsewhere."""
+    root = Path(__file__).parents[2]
+    return root / "data" if (root / "pyproject.toml").exists() and (root / "data").is_dir() else None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: data/ of the clone if it can be written to, else the user's cache."""
+    here = repository_data()
+    if here is not None and os.access(here, os.W_OK):
+        return here
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_course"
+
+
+def offline() -> bool:
+    return os.environ.get("DIFFUSION_COURSE_OFFLINE", "") not in ("", "0")
+
+
+def decompressed(path: Path) -> bytes:
+    """The bytes of a file, gunzipped if it is gzipped; a ValueError names a broken one."""
+    raw = path.read_bytes()
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}); delete it to fetch it again") from error
+
+
+def fetch(urls: list[str], path: Path, md5: str, timeout: float = 10.0) -> Path:
+    """Download to path from the first of urls that works; md5 is that of the decompressed bytes.
+
+    An interrupted download stays beside path as a .part file and is continued the next time.
+    """
+    if offline():
+        raise DownloadError(f"{path.name} was not fetched: DIFFUSION_COURSE_OFFLINE is set")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, failures = path.with_name(path.name + ".part"), []
+    for url in urls:
+        try:
+            receive(url, part, timeout)
+            found = hashlib.md5(decompressed(part)).hexdigest()
+        except (URLError, OSError, ValueError) as error:
+            failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
+            if isinstance(error, ValueError):                  # whole by its length, yet broken: start afresh
+                part.unlink(missing_ok=True)
+            continue
+        if found == md5:
+            part.replace(path)
+            return path
+        failures.append(f"{url}: the MD5 of its content is {found}, expected {md5}")
+        part.unlink()
+    raise DownloadError(f"{path.name} could not be fetched:\n  " + "\n  ".join(failures))
+
+
+def receive(url: str, part: Path, timeout: float) -> None:
+    """Append what is missing of url to part."""
+    from tqdm import tqdm
+
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "diffusion-course"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=timeout)
+    except HTTPError as error:
+        if error.code == 416 and have:                         # nothing is missing
+            return
+        raise
+    with response:
+        if response.status != 206:                             # the server starts from the beginning
+            have = 0
+        length = int(response.headers.get("Content-Length") or 0)
+        with part.open("ab" if have else "wb") as file, \
+                tqdm(total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
+            while block := response.read(CHUNK):
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if length and part.stat().st_size < have + length:
+        raise OSError(f"the connection closed after {part.stat().st_size} of {have + length} bytes")

@@ -1,0 +1,83 @@
+"""Images in memory, and the batches that training takes from them."""
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@lru_cache(maxsize=2)
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of one epoch."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set of images: pixels uint8 [N, C, H, W], labels int64 [N] or None."""
+
+    name: str
+    pixels: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
+        """The images at index [B] as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if there is one."""
+        batch = {"x": self.pixels[index].float() / 127.5 - 1}
+        return batch if self.labels is None else batch | {"label": self.labels[index]}
+
+    def batches(self, batch_size: int, seed: int = 0) -> "Batches":
+        return Batches(self, batch_size, seed)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batch number n, for any n: a pure function of (seed, n).  Every epoch is a new order; none is dropped."""
+
+    data: Images
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        place = torch.arange(n * self.batch_size, (n + 1) * self.batch_size)
+        epochs = place // len(self.data)
+        index = torch.cat([shuffled(len(self.data), self.seed, epoch)[place[epochs == epoch] % len(self.data)]
+                           for epoch in epochs.unique().tolist()])
+        return self.data[index]
+
+
+def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Images:
+    """Every image below a folder, centre-cropped and resized to size x size; subfolders are the labels."""
+    import imageio.v3 as imageio
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f"{folder}: no images in it ({', '.join(EXTENSIONS)})")
+    classes = sorted({p.parent for p in files})
+    pixels = []
+    for path in files:
+        try:
+            image = imageio.imread(path, mode="L" if channels == 1 else "RGB")
+        except Exception as error:                             # every plugin raises its own kind
+            raise ValueError(f"{path}: not a readable image ({error})") from error
+        x = torch.from_numpy(image.copy()).float().reshape(*image.shape[:2], -1).permute(2, 0, 1)   # [C, H, W]
+        side = min(x.shape[1:])
+        top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
+        x = x[:, top:top + side, left:left + side]
+        pixels.append(F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0].round().byte())
+    labels = torch.tensor([classes.index(p.parent) for p in files]) if len(classes) > 1 else None
+    return Images(folder.name, torch.stack(pixels), labels)

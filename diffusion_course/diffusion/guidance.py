@@ -1,0 +1,95 @@
+"""Steering a denoiser.  A guide is a denoiser wrapped around a denoiser, so guides nest."""
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .random import rand
+from .schedules import broadcast
+
+
+def drop_condition(cond: dict[str, Tensor], null: dict[str, Tensor], p: float) -> dict[str, Tensor]:
+    """Training half of classifier-free guidance: a fraction p of the samples gets the null conditions, all at once."""
+    unknown = set(null) - set(cond)
+    if unknown:
+        raise ValueError(f"null names {sorted(unknown)}, but the conditions are {sorted(cond)}")
+    if not null:
+        return cond
+    some = next(iter(cond.values()))
+    drop = rand(len(some), device=some.device) < p             # [B]
+    return {name: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null[name].to(c), c) if name in null else c
+            for name, c in cond.items()}
+
+
+class Guide:
+    """Offers what a denoiser offers; a subclass overrides `estimate`."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+
+    def __call__(self, x: Tensor, t: Tensor, **cond) -> Tensor:
+        return self.estimate(x, t, **cond)[0]
+
+    def estimate(self, x: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor | None]:
+        return self.denoiser.estimate(x, t, **cond)
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return self.denoiser.add_noise(x0, t, noise)
+
+
+class CFG(Guide):
+    """Classifier-free guidance: x0 = null + scale * (cond - null); 1 = no guidance.
+
+    scale is a number, or [F] or [B, F] to vary over the frames of a video, or [B, 1] over samples.  The paper
+    (Ho & Salimans 2022, eq. 6) writes w = scale - 1.
+    """
+
+    def __init__(self, denoiser, scale: float | Tensor, null: dict[str, Tensor]):
+        super().__init__(denoiser)
+        self.scale, self.null = scale, null
+
+    def estimate(self, x, t, **cond):
+        unknown = set(self.null) - set(cond)
+        if unknown:
+            raise ValueError(f"guidance needs the conditions {sorted(unknown)}, got {sorted(cond)}")
+        null = {name: self.null[name].to(c).expand_as(c) for name, c in cond.items() if name in self.null}
+        with_cond, v = self.denoiser.estimate(x, t, **cond)
+        without, _ = self.denoiser.estimate(x, t, **{**cond, **null})
+        scale = self.scale
+        if isinstance(scale, Tensor) and scale.ndim:
+            scale = broadcast(scale[None] if scale.ndim == 1 else scale, x).to(x)
+        return without + scale * (with_cond - without), v
+
+
+class Clip(Guide):
+    """x0_hat kept in [-limit, limit], as pixels are (DDPM's sampler; Imagen's static thresholding)."""
+
+    def __init__(self, denoiser, limit: float = 1.0):
+        super().__init__(denoiser)
+        self.limit = limit
+
+    def estimate(self, x, t, **cond):
+        x0, v = self.denoiser.estimate(x, t, **cond)
+        return x0.clamp(-self.limit, self.limit), v
+
+
+class ReconstructionGuidance(Guide):
+    """Video Diffusion Models, eq. 7: pull x0 towards agreeing with what was observed of it.
+
+    observe maps x0 to what is seen of it; the error is summed, not averaged, over everything.
+    """
+
+    def __init__(self, denoiser, observe: Callable[[Tensor], Tensor], seen: Tensor, scale: float):
+        super().__init__(denoiser)
+        self.observe, self.seen, self.scale = observe, seen, scale
+
+    def estimate(self, x, t, **cond):
+        outer = torch.is_grad_enabled() and x.requires_grad    # another guide differentiates through this one
+        with torch.enable_grad():
+            x = x if outer else x.detach().requires_grad_()
+            x0, v = self.denoiser.estimate(x, t, **cond)
+            error = (self.observe(x0) - self.seen).square().sum()
+            grad, = torch.autograd.grad(error, x, create_graph=outer, retain_graph=outer)
+            alpha, _ = self.schedule.at(t, x)
+            x0 = x0 - self.scale * alpha / 2 * grad
+        return (x0, v) if outer else (x0.detach(), v if v is None else v.detach())

@@ -1,0 +1,85 @@
+"""One attention function, used by every network."""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .spacetime import Frames, Temporal, relative_index
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, with q [..., N, d], k and v [..., M, d], bias [..., N, M].
+
+    Over a handful of keys on a CPU the fused kernel costs more than it saves; plain products are used there.
+    """
+    if q.device.type == "cpu" and k.shape[-2] <= 32:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+class Attention(nn.Module):
+    """Self-attention x [B, N, D] -> same; or cross-attention, if given tokens [B, M, token_dim]."""
+
+    def __init__(self, dim: int, heads: int = 4, token_dim: int | None = None):
+        super().__init__()
+        if dim % heads:
+            near = dim // heads * heads
+            raise ValueError(f"dim={dim} must be a multiple of heads={heads}; choose {near or heads} or {near + heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(token_dim or dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        # bias [..., N, M] is added to the scores: a relative position, or a mask of 0 and -inf
+        q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(self.kv(x if tokens is None else tokens), "b m (two h d) -> two b h m d",
+                         two=2, h=self.heads)
+        return self.out(rearrange(attend(q, k, v, bias), "b h n d -> b n (h d)"))
+
+
+class SpatialAttention(nn.Module):
+    """Residual attention of the pixels of a frame to one another, or to tokens: h [(B F), C, H, W] -> same."""
+
+    def __init__(self, channels: int, heads: int = 4, token_dim: int | None = None):
+        super().__init__()
+        self.norm, self.attention = nn.GroupNorm(8, channels), Attention(channels, heads, token_dim)
+
+    def forward(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
+        x = rearrange(self.norm(h), "bf c h w -> bf (h w) c")
+        return h + rearrange(self.attention(x, tokens), "bf (h w) c -> bf c h w", h=h.shape[2])
+
+
+class FrameAttention(Temporal):
+    """Residual attention across frames, at every pixel, with a learned bias per relative position.
+
+    Video Diffusion Models, sec. 3.  Starts as the identity (zero_init).
+    """
+
+    def __init__(self, channels: int, heads: int = 4, max_distance: int = 64, zero_init: bool = True):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(channels), Attention(channels, heads)
+        self.max_distance = max_distance
+        self.bias = nn.Parameter(torch.zeros(heads, 2 * max_distance + 1))  # [heads, offsets]
+        if zero_init:
+            nn.init.zeros_(self.attention.out.weight), nn.init.zeros_(self.attention.out.bias)
+
+    def position_bias(self, frames: Frames, device: torch.device) -> Tensor:
+        """[heads, F, F], or [B, heads, F, F] where the frames have their own index or mask."""
+        offset = relative_index(frames, device).clamp(-self.max_distance, self.max_distance)
+        bias = self.bias[:, (offset + self.max_distance).long()]            # [heads, (B,) F, F]
+        bias = rearrange(bias, "h b i j -> b h i j") if bias.ndim == 4 else bias
+        if frames.mask is not None:
+            mask = frames.mask.to(device)[:, None]                          # [B, 1, F, F]
+            bias = torch.where(mask, bias, torch.full_like(bias, float("-inf")))
+        return bias
+
+    def forward(self, h, frames):
+        height, width = h.shape[2:]
+        x = rearrange(h, "(b f) c h w -> (b h w) f c", f=frames.count)
+        bias = self.position_bias(frames, h.device)
+        if bias.ndim == 4:
+            bias = bias.repeat_interleave(height * width, dim=0)            # [(B H W), heads, F, F]
+        x = x + self.attention(self.norm(x), bias=bias.to(x.dtype))
+        return rearrange(x, "(b h w) f c -> (b f) c h w", h=height, w=width)

@@ -1,0 +1,27 @@
+"""Turn numbers into vectors."""
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
+    """Cosines, then sines, of t at geometrically spaced frequencies: [...] -> [..., dim]."""
+    freqs = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t[..., None].float() * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ScalarEmbedding(nn.Module):
+    """Embed a time, a frame rate, a noise level: [...] -> [..., dim].
+
+    Sinusoids were designed for integers 0 ... 1000 (DDPM), so times in [0, 1] are scaled to that.
+    """
+
+    def __init__(self, dim: int, scale: float = 1000.0):
+        super().__init__()
+        self.dim, self.scale = dim, scale
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoidal(t * self.scale, self.dim))

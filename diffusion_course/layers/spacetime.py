@@ -1,0 +1,78 @@
+"""Images and videos through the same layers.
+
+Inside a network, features are [(B F), C, H, W] and an image has F = 1.  Spatial layers never notice
+frames; temporal layers unfold them, mix them, and fold them back.
+"""
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The geometry of a video: how many frames, where in time they stand, which may see which."""
+
+    count: int
+    index: Tensor | None = None   # [B, F] frame numbers; None: 0 ... F-1
+    mask: Tensor | None = None    # [B, F, F] bool, True where frame i may look at frame j; None: everywhere
+
+    def check(self, count: int) -> "Frames":
+        for name, value, shape in [("index", self.index, (count,)), ("mask", self.mask, (count, count))]:
+            if value is not None and tuple(value.shape[1:]) != shape:
+                raise ValueError(f"Frames.{name} must be [B, {', '.join(map(str, shape))}] for a video of "
+                                 f"{count} frames, got {tuple(value.shape)}")
+        if self.count != count:
+            raise ValueError(f"Frames.count={self.count}, but the input has {count} frames")
+        return self
+
+
+def fold_frames(x: Tensor) -> tuple[Tensor, int]:
+    """[B, C, H, W] or [B, C, F, H, W] -> [(B F), C, H, W] and F."""
+    if x.ndim == 4:
+        return x, 1
+    if x.ndim != 5:
+        raise ValueError(f"expected images [B, C, H, W] or videos [B, C, F, H, W], got shape {tuple(x.shape)}")
+    return rearrange(x, "b c f h w -> (b f) c h w"), x.shape[2]
+
+
+def unfold_frames(h: Tensor, like: Tensor) -> Tensor:
+    """Undo fold_frames."""
+    return h if like.ndim == 4 else rearrange(h, "(b f) c h w -> b c f h w", b=len(like))
+
+
+def per_frame(e: Tensor, frames: int) -> Tensor:
+    """A vector per sample [B, D] or per frame [B, F, D] -> [(B F), D]."""
+    if e.ndim == 2:
+        return e.repeat_interleave(frames, dim=0)
+    if e.shape[1] not in (1, frames):
+        raise ValueError(f"time or condition given for {e.shape[1]} frames, but the input has {frames}")
+    return rearrange(e.expand(-1, frames, -1), "b f d -> (b f) d")
+
+
+class Temporal(nn.Module):
+    """Base class of everything that mixes frames: h [(B F), C, H, W] -> same shape.  This one does nothing."""
+
+    def forward(self, h: Tensor, frames: Frames) -> Tensor:
+        return h
+
+
+class TemporalConv(Temporal):
+    """A residual [3, 1, 1] convolution; starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
+
+    def forward(self, h, frames):
+        x = rearrange(nn.functional.silu(self.norm(h)), "(b f) c h w -> b c f h w", f=frames.count)
+        return h + rearrange(self.conv(x), "b c f h w -> (b f) c h w")
+
+
+def relative_index(frames: Frames, device: torch.device) -> Tensor:
+    """index_j - index_i for every pair of frames: [F, F], or [B, F, F] where frames have their own index."""
+    index = torch.arange(frames.count, device=device) if frames.index is None else frames.index.to(device)
+    return index[..., None, :] - index[..., :, None]

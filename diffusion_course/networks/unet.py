@@ -1,0 +1,165 @@
+"""The U-Net.  One class for images and videos."""
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import SpatialAttention
+from ..layers.conditions import Doors
+from ..layers.embeddings import ScalarEmbedding
+from ..layers.spacetime import Frames, Temporal, fold_frames, per_frame, unfold_frames
+
+
+class ResBlock(nn.Module):
+    """Two convolutions round a residual, modulated by e: h [(B F), C, H, W], e [B, D] or [B, F, D]."""
+
+    def __init__(self, c_in: int, c_out: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.modulation = nn.Linear(dim, 2 * c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, h: Tensor, e: Tensor, frames: int) -> Tensor:
+        scale, shift = per_frame(self.modulation(e), frames)[:, :, None, None].chunk(2, dim=1)
+        x = self.conv1(F.silu(self.norm1(h)))
+        x = torch.addcmul(shift, self.norm2(x), 1 + scale)
+        return self.skip(h) + self.conv2(self.dropout(F.silu(x)))
+
+
+class Unit(nn.Module):
+    """What a U-Net repeats: convolve, look across space, look at the tokens, look across time."""
+
+    def __init__(self, c_in: int, c_out: int, dim: int, attend: bool, heads: int, token_dim: int | None,
+                 dropout: float):
+        super().__init__()
+        self.conv = ResBlock(c_in, c_out, dim, dropout)
+        self.space = SpatialAttention(c_out, heads) if attend else None
+        self.tokens = SpatialAttention(c_out, heads, token_dim) if attend and token_dim else None
+        self.time = Temporal()                                 # a free slot; see UNet.add_temporal
+        self.channels = c_out
+
+    def forward(self, h: Tensor, e: Tensor, frames: Frames, tokens: Tensor | None) -> Tensor:
+        h = self.conv(h, e, frames.count)
+        if self.space is not None:
+            h = self.space(h)
+        if self.tokens is not None:
+            h = self.tokens(h, tokens)
+        return self.time(h, frames)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """x [B, C, (F,) H, W], t [B] or [B, F], named conditions -> [B, out_channels, (F,) H, W].
+
+    multipliers  width of each level over `width`; every level halves the resolution
+    units        units per level on the way down; one more on the way up
+    attend       at which levels pixels attend to one another and to the tokens
+    patch        fold patches of patch x patch pixels into channels first (1: the papers' network)
+    embed, tokens, stack   the three doors for conditions, see layers/conditions.py
+    temporal     fills the time slot of every unit: channels -> Temporal
+    """
+
+    def __init__(self, channels: int = 1, out_channels: int | None = None, width: int = 32,
+                 multipliers: tuple[int, ...] = (1, 2, 4), units: int = 1,
+                 attend: tuple[bool, ...] = (False, True, True), heads: int = 4, dropout: float = 0.0,
+                 patch: int = 1, embed: dict[str, Callable[[int], nn.Module]] | None = None,
+                 tokens: dict[str, nn.Module] | None = None, stack: dict[str, int] | None = None,
+                 temporal: Callable[[int], Temporal] | None = None):
+        super().__init__()
+        if len(attend) != len(multipliers):
+            raise ValueError(f"attend={attend} needs one entry for each of the {len(multipliers)} levels of "
+                             f"multipliers={multipliers}")
+        if width % 8:
+            raise ValueError(f"width={width} must be a multiple of 8 (the groups of its normalisation)")
+        dim, widths = 4 * width, [width * m for m in multipliers]
+        self.doors = Doors(dim, embed, tokens, stack)
+        self.channels, self.patch, self.factor = channels, patch, patch * 2 ** (len(widths) - 1)
+
+        def unit(c_in, c_out, attend):
+            return Unit(c_in, c_out, dim, attend, heads, self.doors.token_dim, dropout)
+
+        self.embed_time = ScalarEmbedding(dim)
+        self.conv_in = nn.Conv2d((channels + sum(self.doors.stack.values())) * patch**2, width, 3, padding=1)
+        self.down, self.up, skips, c = nn.ModuleList(), nn.ModuleList(), [width], width
+        for level, w in enumerate(widths):
+            for _ in range(units):
+                self.down.append(unit(c, w, attend[level]))
+                skips.append(c := w)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+        self.middle = nn.ModuleList([unit(c, c, True), unit(c, c, False)])
+        for level, w in reversed(list(enumerate(widths))):
+            for _ in range(units + 1):
+                self.up.append(unit(c + skips.pop(), w, attend[level]))
+                c = w
+            if level:
+                self.up.append(Upsample(c))
+        self.out = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(),
+                                 nn.Conv2d(c, (out_channels or channels) * patch**2, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight), nn.init.zeros_(self.out[-1].bias)
+        if temporal:
+            self.add_temporal(temporal)
+        self.to(memory_format=torch.channels_last)             # convolutions run twice as fast
+
+    def add_temporal(self, make: Callable[[int], Temporal]) -> list[nn.Module]:
+        """Fill the time slot of every unit; return the new layers."""
+        units = [m for m in self.modules() if isinstance(m, Unit)]
+        for u in units:
+            u.time = make(u.channels)
+        return [u.time for u in units]
+
+    def add_stack(self, name: str, channels: int) -> None:
+        """Give a trained network one more condition on its input channels; it starts out ignoring it."""
+        old = self.conv_in
+        new = nn.Conv2d(old.in_channels + channels * self.patch**2, old.out_channels, 3, padding=1).to(old.weight)
+        with torch.no_grad():
+            new.weight.zero_()[:, :old.in_channels] = old.weight
+            new.bias.copy_(old.bias)
+        self.conv_in, self.doors.stack[name] = new.to(memory_format=torch.channels_last), channels
+
+    def forward(self, x: Tensor, t: Tensor, frames: Frames | None = None, **cond: Tensor) -> Tensor:
+        self.doors.check(cond)
+        self.check(x, t)
+        h = self.doors.stacked(x, cond)                        # [(B F), C + stacked, H, W]
+        frames = (frames or Frames(len(h) // len(x))).check(len(h) // len(x))
+        e = F.silu(self.doors.added(self.embed_time(t), cond))  # [B, D] or [B, F, D]
+        tokens = self.doors.attended(cond)                     # [B, L, D]
+        if tokens is not None:
+            tokens = tokens.repeat_interleave(frames.count, dim=0)
+
+        h = F.pixel_unshuffle(h, self.patch).contiguous(memory_format=torch.channels_last)
+        skips = [h := self.conv_in(h)]
+        for layer in self.down:
+            skips.append(h := layer(h, e, frames, tokens) if isinstance(layer, Unit) else layer(h))
+        for layer in self.middle:
+            h = layer(h, e, frames, tokens)
+        for layer in self.up:
+            if isinstance(layer, Unit):
+                h = layer(torch.cat([h, skips.pop()], dim=1), e, frames, tokens)
+            else:
+                h = layer(h)
+        return unfold_frames(F.pixel_shuffle(self.out(h), self.patch), like=x)
+
+    def check(self, x: Tensor, t: Tensor) -> None:
+        if x.ndim not in (4, 5) or x.shape[1] != self.channels:
+            raise ValueError(f"expected images [B, {self.channels}, H, W] or videos [B, {self.channels}, F, H, W], "
+                             f"got shape {tuple(x.shape)}")
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"height and width must be multiples of {self.factor}, got {tuple(x.shape[-2:])}")
+        if t.ndim not in (1, 2) or len(t) != len(x):
+            raise ValueError(f"t must be [B] or [B, F] with B={len(x)}, got shape {tuple(t.shape)}")

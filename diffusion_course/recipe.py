@@ -1,0 +1,94 @@
+"""What a paper file returns: the one contract between papers and everything else."""
+import functools
+import inspect
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion.ema import EMA
+
+Batch = dict[str, Tensor]  # {"x": clean images or videos in [-1, 1], "label": ..., "text": ...}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a recipe was made: the name of its paper file and the keyword arguments."""
+
+    paper: str
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Recipe:
+    """A method: its model, its training loss and its sampler."""
+
+    model: nn.Module                           # what is trained, saved and averaged
+    loss: Callable[[Batch], Tensor] | None     # None: the method is training-free
+    sample: Callable[..., Tensor]              # (noise, **options and cond) -> samples; latents stay latents
+    shape: tuple[int, ...]                     # of one sample's noise
+    data: str = "mnist"
+    autoencoder: nn.Module | None = None       # `draw` decodes with it; frozen
+    frozen: tuple[nn.Module, ...] = ()         # what else must follow the model to the device
+    ema: EMA | None = None                     # the average that is sampled; the trainer sets it
+    origin: Origin | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if self.autoencoder is not None:
+            self.frozen = (*self.frozen, self.autoencoder)
+        for part in self.frozen:
+            part.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int | None = None, **options) -> Tensor:
+        """n samples [n, C, (F,) H, W] in [-1, 1], from the averaged weights; one seed, one result."""
+        if n < 1:
+            raise ValueError(f"n={n} must be at least 1")
+        device = next(self.model.parameters()).device
+        training, devices = self.model.training, [device] if device.type == "cuda" else []
+        try:
+            self.model.eval()
+            with self.ema.swapped() if self.ema else nullcontext(), torch.random.fork_rng(devices, enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                x = self.sample(torch.randn(n, *self.shape).to(device), **options)
+                return x if self.autoencoder is None else self.autoencoder.decode(x)
+        finally:
+            self.model.train(training)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Training numbers of one paper for one size of machine; `recipe` goes to its recipe(...)."""
+
+    steps: int
+    batch_size: int = 128                      # the whole batch, over all processes
+    lr: float = 2e-3
+    ema: float = 0.999
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def preset_name(name: str | None = None) -> str:
+    """smoke, laptop or t4: as asked, else from DIFFUSION_COURSE_PRESET, else t4 on a GPU and laptop without."""
+    name = name or os.environ.get("DIFFUSION_COURSE_PRESET") or ("t4" if torch.cuda.is_available() else "laptop")
+    if name not in ("smoke", "laptop", "t4"):
+        raise ValueError(f"preset={name!r} must be smoke, laptop or t4")
+    return name
+
+
+def paper(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Decorate a paper's recipe(...), so that what it returns remembers how it was made."""
+    signature = inspect.signature(recipe)
+
+    @functools.wraps(recipe)
+    def remember(*args, **kwargs) -> Recipe:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        made = recipe(*args, **kwargs)
+        made.origin = Origin(recipe.__module__.rpartition(".")[2], dict(bound.arguments))
+        return made
+
+    return remember

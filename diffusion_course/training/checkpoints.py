@@ -1,0 +1,138 @@
+"""Checkpoints: tensors and JSON in one safetensors file.  Written whole or not at all; nothing is unpickled.
+
+The JSON says which paper file and which keyword arguments make the recipe, so that a file is all one needs.
+"""
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__, papers
+from ..recipe import Origin, Recipe
+
+KEY = "diffusion_course"  # of our JSON in the file's metadata
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, or not one that fits; the message names the file and the fault."""
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+    """Write tensors and header under a temporary name, then give the file its own: it is whole at every moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    versions = {"diffusion_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    try:
+        save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not be written ({error}); what was there before is unchanged") from error
+    return path
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON of a checkpoint."""
+    with opened(path) as file:
+        return header_of(file, path)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON of a checkpoint."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, header_of(file, path)
+
+
+def opened(path: str | Path):
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(f"{path}: this is a pickle (a .pt or .ckpt file of PyTorch), which could run any code; "
+                              "only safetensors files are read")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated, or not a safetensors file ({error})") from error
+
+
+def header_of(file, path) -> dict[str, Any]:
+    try:
+        header = json.loads((file.metadata() or {})[KEY])
+    except (KeyError, json.JSONDecodeError):
+        raise CheckpointError(f"{path}: a safetensors file, but not written by diffusion_course") from None
+    if not isinstance(header, dict) or not isinstance(header.get("kwargs"), dict) or "paper" not in header:
+        raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
+    return header
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Copy tensors into model; a CheckpointError names what is missing, surplus or of another shape."""
+    own = model.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in tensors]
+    faults += [f"{name} is not in the model" for name in tensors if name not in own]
+    faults += [f"{name} is {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
+               for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if faults:
+        raise CheckpointError(f"{path} does not fit its model: " + "; ".join(faults[:5]) +
+                              (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
+    model.load_state_dict(tensors)
+
+
+def origin_header(recipe: Recipe) -> dict[str, Any]:
+    """What a header says of where the recipe comes from."""
+    if recipe.origin is None:
+        raise ValueError("this recipe was not made by a paper's recipe(...), so it could not be made again from a file")
+    try:
+        kwargs = json.loads(json.dumps(recipe.origin.kwargs))
+    except TypeError as error:
+        raise ValueError(f"the keyword arguments of {recipe.origin.paper}.recipe cannot be stored: {error}") from error
+    return {"paper": recipe.origin.paper, "kwargs": kwargs}
+
+
+def rebuild(origin: Origin, path: str | Path) -> Recipe:
+    """The recipe that a header names."""
+    try:
+        return papers.module(origin.paper).recipe(**origin.kwargs)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its recipe {origin.paper}({origin.kwargs}) cannot be made: {error}") from error
+
+
+def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
+    """The averaged weights in half precision: what is sampled, evaluated and shared."""
+    model = recipe.ema.average if recipe.ema else recipe.model
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    return write(Path(path), tensors, {"kind": "model", **origin_header(recipe), **facts})
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
+    """The recipe of a model checkpoint or of a training state, with its averaged weights."""
+    tensors, header = read(path)
+    if header.get("kind") == "state":
+        tensors = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    recipe = rebuild(Origin(str(header["paper"]), header["kwargs"]), path)
+    load_weights(recipe.model, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+    for part in (recipe.model, *recipe.frozen):
+        part.to(device).eval()
+    return recipe
+
+
+def write_card(path: str | Path, **facts: Any) -> Path:
+    """The card beside a checkpoint: its header, further facts and its sha256, as JSON."""
+    path = Path(path)
+    card = read_header(path) | facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    out = path.with_suffix(".json")
+    out.write_text(json.dumps(card, indent=2) + "\n")
+    return out
