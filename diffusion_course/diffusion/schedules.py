@@ -189,10 +189,11 @@ class ZeroTerminalSNR(Wrapper):
 
     def __init__(self, schedule: Schedule):
         super().__init__(schedule)
-        ends = torch.tensor([1 / getattr(schedule, "num_steps", math.inf), 1.0]) * self.t_max
-        self.first, self.last = (a.item() for a in schedule(ends)[0])          # alpha at both ends
-        if not math.isclose(schedule.unit(*schedule(ends))[1].item(), 1, rel_tol=1e-4) or schedule(ends)[0][1] == 1:
-            raise ValueError("ZeroTerminalSNR is for variance-preserving schedules")
+        middle = schedule(torch.tensor(schedule.t_max / 2))
+        if not math.isclose(torch.hypot(*middle).item(), 1, rel_tol=1e-4):
+            raise ValueError(f"ZeroTerminalSNR is for variance-preserving schedules, not {type(schedule).__name__}")
+        ends = torch.tensor([1 / getattr(schedule, "num_steps", math.inf), 1.0])
+        self.first, self.last = (alpha.item() for alpha in schedule(ends)[0])  # after one step, and after all
 
     def forward(self, t):
         alpha, _ = self.schedule(t)

@@ -1,0 +1,69 @@
+"""Shared by all tests: quiet threads, no network, a toy network, and a way to wake zero-initialised layers."""
+import os
+
+os.environ.setdefault("DIFFUSION_COURSE_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_course.diffusion.schedules import broadcast
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+class Toy(nn.Module):
+    """A fixed smooth network without weights: enough to tell samplers apart."""
+
+    def forward(self, x, t, label=None):
+        t = broadcast(t, x)
+        x = torch.sin(x * (1 + t)) * 0.5 + 0.1 * t
+        return x if label is None else x + 0.1 * broadcast(label.to(x), x)
+
+
+class Gaussian:
+    """The exact denoiser of data from N(mean, std^2)."""
+
+    def __init__(self, schedule, mean=0.3, std=0.6):
+        self.schedule, self.mean, self.std = schedule, mean, std
+
+    def __call__(self, x, t):
+        return self.estimate(x, t)[0]
+
+    def estimate(self, x, t):
+        alpha, sigma = self.schedule.at(t, x)
+        return (alpha * self.std**2 * x + sigma**2 * self.mean) / (alpha**2 * self.std**2 + sigma**2), None
+
+    def add_noise(self, x0, t, noise):
+        alpha, sigma = self.schedule.at(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def flow(self, x, t, s):
+        """Where the probability-flow ODE takes x from t to s."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.at(t, x), self.schedule.at(s, x)
+        spread = (alpha_s**2 * self.std**2 + sigma_s**2) / (alpha_t**2 * self.std**2 + sigma_t**2)
+        return alpha_s * self.mean + spread.sqrt() * (x - alpha_t * self.mean)
+
+
+def wake(module):
+    """Give every zero-initialised weight a value: a network that outputs zero passes any test of equality."""
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        if p.requires_grad and not p.any():
+            with torch.no_grad():
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return module
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def double():
+    """Tables and new tensors in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
