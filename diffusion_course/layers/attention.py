@@ -82,4 +82,5 @@ class FrameAttention(Temporal):
         if bias.ndim == 4:
             bias = bias.repeat_interleave(height * width, dim=0)            # [(B H W), heads, F, F]
         x = x + self.attention(self.norm(x), bias=bias.to(x.dtype))
-        return rearrange(x, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        x = rearrange(x, "(b h w) f c -> (b f) h w c", h=height, w=width)
+        return rearrange(x, "bf h w c -> bf c h w")                         # a view: channels stay last in memory

@@ -69,7 +69,8 @@ class TemporalConv(Temporal):
 
     def forward(self, h, frames):
         x = rearrange(nn.functional.silu(self.norm(h)), "(b f) c h w -> b c f h w", f=frames.count)
-        return h + rearrange(self.conv(x), "b c f h w -> (b f) c h w")
+        x = rearrange(self.conv(x), "b c f h w -> (b f) h w c")
+        return h + rearrange(x, "bf h w c -> bf c h w")        # a view: channels stay last in memory
 
 
 def relative_index(frames: Frames, device: torch.device) -> Tensor:

@@ -112,9 +112,9 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(),
                                  nn.Conv2d(c, (out_channels or channels) * patch**2, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight), nn.init.zeros_(self.out[-1].bias)
+        self.to(memory_format=torch.channels_last)             # convolutions run up to twice as fast
         if temporal:
             self.add_temporal(temporal)
-        self.to(memory_format=torch.channels_last)             # convolutions run twice as fast
 
     def add_temporal(self, make: Callable[[int], Temporal]) -> list[nn.Module]:
         """Fill the time slot of every unit; return the new layers."""

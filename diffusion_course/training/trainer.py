@@ -246,9 +246,17 @@ class Trainer:
             media.write(self.folder / "samples" / f"step_{self.step:06d}{'.gif' if x.ndim == 5 else '.png'}", x)
 
     def save(self) -> None:
-        """Write the state (to resume from), then the model (to sample from) and the log into the run's folder."""
+        """Write the log, the state (to resume from) and the model (to sample from) into the run's folder, in that order.
+
+        A run that is killed in between has a log that is longer than its state, which resuming cuts off.
+        """
         if self.folder is None or not self.main or self.saved == self.step:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = "".join(json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(self.losses, 1))
+        part = self.folder / ".log.jsonl.part"
+        part.write_text(log)
+        part.replace(self.folder / "log.jsonl")
         tensors = {f"model.{name}": x for name, x in self.recipe.model.state_dict().items()}
         tensors |= {f"ema.{name}": x for name, x in self.ema.average.state_dict().items()}
         for name, p in self.weights.items():
@@ -260,10 +268,6 @@ class Trainer:
         checkpoints.write(self.folder / "state.safetensors", tensors, header)
         self.saved = self.step
         checkpoints.save_model(self.folder / "model.safetensors", self.recipe, **self.summary())
-        log = "".join(json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(self.losses, 1))
-        part = self.folder / ".log.jsonl.part"
-        part.write_text(log)
-        part.replace(self.folder / "log.jsonl")
 
     def summary(self) -> dict[str, Any]:
         metrics = {"loss": sum(self.losses[-100:]) / max(1, len(self.losses[-100:]))}

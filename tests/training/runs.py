@@ -1,0 +1,51 @@
+"""A small training run in a process of its own, for tests that kill it or spread it: python runs.py FOLDER [options]."""
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from diffusion_course.data.images import Images
+from diffusion_course.papers import ddpm
+from diffusion_course.training import checkpoints
+from diffusion_course.training.trainer import Trainer
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return Images("noise", torch.randint(0, 256, (50, 1, 16, 16), generator=generator).byte())
+
+
+def die_at(call: int, when: str):
+    """SIGKILL this process at the n-th write of a checkpoint: with half the file written, or before it has its name."""
+    calls, save_file = [], checkpoints.save_file
+
+    def deadly(tensors, path, metadata):
+        calls.append(path)
+        save_file(tensors, path, metadata=metadata)
+        if len(calls) == call:
+            if when == "half":
+                whole = Path(path).read_bytes()
+                Path(path).write_bytes(whole[:len(whole) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.save_file = deadly
+
+
+def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
+    torch.set_num_threads(1)
+    if die:
+        die_at(int(die.split(":")[0]), die.split(":")[1])
+    torch.manual_seed(0)
+    trainer = Trainer(ddpm.recipe(width=8, size=16, num_steps=20), folder, steps=int(steps), save_every=int(save_every),
+                      accumulate=int(accumulate), cpu=True, warmup=1)
+    if (Path(folder) / "state.safetensors").exists():
+        print("resumed at", trainer.resume(), flush=True)
+    print("start", flush=True)
+    for progress in trainer.run(images().batches(int(batch_size))):
+        print("step", progress.step, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **dict(option.split("=") for option in sys.argv[2:]))
