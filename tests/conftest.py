@@ -46,6 +46,41 @@ class Gaussian:
         return alpha_s * self.mean + spread.sqrt() * (x - alpha_t * self.mean)
 
 
+class OracleAR1:
+    """The exact denoiser of videos whose pixels are independent stationary AR(1) processes in time.
+
+    The test bed of the addendum to the cards: samplers of videos have known variance and autocorrelation on it.
+    With `mismatched`, a caricature of a network that was only trained on equal levels of noise.
+    """
+
+    def __init__(self, schedule, rho=0.95, mismatched=False):
+        self.schedule, self.rho, self.mismatched = schedule, rho, mismatched
+
+    def covariance(self, frames):
+        place = torch.arange(frames)
+        return self.rho ** (place[:, None] - place).abs().double()
+
+    def __call__(self, x, t, **cond):
+        return self.estimate(x, t)[0]
+
+    def estimate(self, x, t, **cond):
+        t = (t if t.ndim == 2 else t[:, None].expand(-1, x.shape[2]))[0].double()      # [F], the same for all samples
+        alpha, sigma = self.schedule(t)
+        exact_alpha, exact_sigma = alpha, sigma
+        if self.mismatched:
+            snr = ((alpha**2 / sigma**2).log().mean()).exp()
+            alpha, sigma = ((snr / (1 + snr)).sqrt().expand_as(alpha), (1 / (1 + snr)).sqrt().expand_as(sigma))
+        S = self.covariance(x.shape[2])
+        gain = S * alpha @ torch.linalg.inv(alpha[:, None] * S * alpha + (sigma**2).diag())
+        x0 = torch.einsum("ij,bcjhw->bcihw", gain.to(x.dtype), x)
+        if self.mismatched:                                    # keep the noise it believes in
+            a, s, ea, es = (v[None, None, :, None, None].to(x) for v in (alpha, sigma, exact_alpha, exact_sigma))
+            x0 = (x - es * (x - a * x0) / s) / ea
+        return x0, None
+
+    add_noise = Gaussian.add_noise
+
+
 def wake(module):
     """Give every zero-initialised weight a value: a network that outputs zero passes any test of equality."""
     generator = torch.Generator().manual_seed(0)

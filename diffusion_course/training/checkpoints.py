@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__, papers
-from ..recipe import Origin, Recipe
+from ..recipe import Recipe
 
 KEY = "diffusion_course"  # of our JSON in the file's metadata
 
@@ -73,8 +73,8 @@ def header_of(file, path) -> dict[str, Any]:
         header = json.loads((file.metadata() or {})[KEY])
     except (KeyError, json.JSONDecodeError):
         raise CheckpointError(f"{path}: a safetensors file, but not written by diffusion_course") from None
-    if not isinstance(header, dict) or not isinstance(header.get("kwargs"), dict) or "paper" not in header:
-        raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object")
     return header
 
 
@@ -102,12 +102,15 @@ def origin_header(recipe: Recipe) -> dict[str, Any]:
     return {"paper": recipe.origin.paper, "kwargs": kwargs}
 
 
-def rebuild(origin: Origin, path: str | Path) -> Recipe:
+def rebuild(header: dict[str, Any], path: str | Path) -> Recipe:
     """The recipe that a header names."""
+    name, kwargs = header.get("paper"), header.get("kwargs")
+    if not isinstance(name, str) or not isinstance(kwargs, dict):
+        raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
     try:
-        return papers.module(origin.paper).recipe(**origin.kwargs)
+        return papers.module(name).recipe(**kwargs)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its recipe {origin.paper}({origin.kwargs}) cannot be made: {error}") from error
+        raise CheckpointError(f"{path}: its recipe {name}({kwargs}) cannot be made: {error}") from error
 
 
 def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
@@ -122,7 +125,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     tensors, header = read(path)
     if header.get("kind") == "state":
         tensors = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
-    recipe = rebuild(Origin(str(header["paper"]), header["kwargs"]), path)
+    recipe = rebuild(header, path)
     load_weights(recipe.model, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
     for part in (recipe.model, *recipe.frozen):
         part.to(device).eval()

@@ -1,0 +1,105 @@
+"""Networks that look at samples: a classifier of digits, to say whether a sample can be read.
+
+`python -m diffusion_course.evaluation.probes` trains it on MNIST and writes data/checkpoints/digit_probe.safetensors.
+"""
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.download import repository_data
+from ..data.images import Images
+from ..training import checkpoints
+
+
+class DigitProbe(nn.Module):
+    """Images [B, 1, 32, 32] in [-1, 1] -> logits of the ten digits [B, 10]."""
+
+    def __init__(self):
+        super().__init__()
+
+        def layer(c_in, c_out, size, stride=1):
+            return [nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+
+        self.body = nn.Sequential(*layer(1, 32, 5, 2), *layer(32, 64, 3), nn.MaxPool2d(2), *layer(64, 128, 3),
+                                  nn.MaxPool2d(2), *layer(128, 128, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def train_probe(data: Images, epochs: int = 8, batch_size: int = 256, lr: float = 6e-3, seed: int = 0,
+                bar: bool = False) -> DigitProbe:
+    """Train on data, moved about by up to two pixels."""
+    from tqdm import trange
+
+    torch.manual_seed(seed)
+    probe = DigitProbe().to(memory_format=torch.channels_last)
+    steps = epochs * len(data) // batch_size
+    optimizer = torch.optim.AdamW(probe.parameters(), lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
+    batches = data.batches(batch_size, seed)
+    for n in trange(steps, desc="probe", disable=not bar):
+        batch = batches[n]
+        moved = batch["x"].roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))
+        loss = F.cross_entropy(probe(moved), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return probe.eval()
+
+
+@torch.no_grad()
+def probabilities(probe: DigitProbe, x: Tensor) -> Tensor:
+    """What the probe reads in images [N, 1, 32, 32]: [N, 10]."""
+    return torch.cat([probe(part).softmax(1) for part in x.split(1000)])
+
+
+def accuracy(probe: DigitProbe, data: Images) -> float:
+    """The share of a data set that the probe reads as its label."""
+    batch = data[torch.arange(len(data))]
+    return (probabilities(probe, batch["x"]).argmax(1) == batch["label"]).float().mean().item()
+
+
+def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
+    """How well samples can be read: the share read with more than `confidence`, and how often each digit was read."""
+    p = probabilities(probe, x)
+    counts = torch.bincount(p.argmax(1), minlength=10)
+    return {"n": len(x), "confident": (p.amax(1) > confidence).float().mean().item(),
+            "counts": counts.tolist(), "largest_share": (counts.max() / len(x)).item()}
+
+
+def checkpoint() -> Path:
+    return (repository_data() or Path("data")) / "checkpoints" / "digit_probe.safetensors"
+
+
+def load_probe(path: str | Path | None = None) -> DigitProbe:
+    """The trained probe, from the repository's checkpoint unless another is named."""
+    path = Path(path or checkpoint())
+    tensors, header = checkpoints.read(path)
+    if header.get("kind") != "digit probe":
+        raise checkpoints.CheckpointError(f"{path}: not a digit probe")
+    probe = DigitProbe()
+    checkpoints.load_weights(probe, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+    return probe.eval()
+
+
+def main() -> None:
+    from ..data.mnist import mnist
+
+    data, test = mnist("train"), mnist("test")
+    probe = train_probe(data, bar=True)
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in probe.state_dict().items()}
+    facts = {"kind": "digit probe", "data": data.name, "seed": 0, "device": "cpu"}
+    checkpoints.write(checkpoint(), tensors, facts)
+    metrics = {"accuracy": accuracy(load_probe(), test), "real": reading(load_probe(), test[torch.arange(len(test))]["x"])}
+    checkpoints.write(checkpoint(), tensors, facts | {"metrics": metrics})
+    checkpoints.write_card(checkpoint())
+    print(f"accuracy on {len(test)} test images: {metrics['accuracy']:.4f} -> {checkpoint()}")
+
+
+if __name__ == "__main__":
+    main()
