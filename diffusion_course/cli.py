@@ -2,25 +2,31 @@
 import inspect
 import json
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer import BadParameter
+from typer.core import TyperCommand, TyperGroup
 
 from . import __version__, papers
 
 app = typer.Typer(name="diffusion-course", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False, help="Diffusion models for images and videos, rebuilt paper by paper.")
+                  pretty_exceptions_enable=False,
+                  help="Diffusion models for images and videos, rebuilt paper by paper.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
-def samplers() -> dict[str, Any]:
-    from .diffusion import samplers as s
-    return {"ancestral": s.ancestral_step, "ddim": s.ddim_step, "euler": s.euler_step, "heun": s.heun_step,
-            "dpm++": s.DPMSolver()}
+SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++")
+
+
+def stepper(sampler: str):
+    """The step of that name, made afresh if it has a memory."""
+    from .diffusion import samplers
+    return samplers.DPMSolver() if sampler == "dpm++" else getattr(samplers, f"{sampler}_step")
 
 
 def checkpoint_folder() -> Path:
@@ -44,25 +50,24 @@ def show_papers(as_json: Json = False):
 
 
 @app.command("data")
-def show_data(name: Annotated[Optional[str], typer.Argument(help="mnist, digits, or a folder of images.")] = None,
-              out: Annotated[Optional[Path], typer.Option(help="Write a picture of the first 64 items.")] = None,
-              as_json: Json = False):
+def show_data(
+        name: Annotated[Optional[str], typer.Argument(help="mnist, digits, or a folder of images.")] = None,
+        out: Annotated[Optional[Path], typer.Option(help="Write a picture of the first 64 items.")] = None,
+        as_json: Json = False):
     """Fetch a data set if need be, and say what is in it."""
     from .data import media
     from .data.mnist import load
 
-    facts = []
-    for split in ("train", "test"):
-        data = load(name, split)
-        counts = data.labels.bincount().tolist() if data.labels is not None else None
-        facts.append({"name": data.name, "split": split, "items": len(data), "shape": list(data.pixels.shape[1:]),
-                      "per_label": counts})
-        if name not in (None, "mnist", "digits"):              # a folder has no splits
-            break
     if out is not None:
-        import torch
-        data = load(name)
-        media.write(out, data[torch.arange(min(64, len(data)))]["x"])
+        media.check_format(out, video=False)
+    splits = {"train": load(name)}
+    if name in (None, "mnist", "digits"):                      # a folder has no splits
+        splits["test"] = load(splits["train"].name, "test")
+    facts = [{"name": data.name, "split": split, "items": len(data), "shape": list(data.pixels.shape[1:]),
+              "per_label": None if data.labels is None else data.labels.bincount().tolist()}
+             for split, data in splits.items()]
+    if out is not None:
+        media.write(out, splits["train"][slice(64)]["x"])
     for row in facts:
         if not as_json:
             print(f"{row['name']} {row['split']}: {row['items']} items of {row['shape']}"
@@ -88,16 +93,16 @@ def doctor(as_json: Json = False):
 # ---- train: one command per paper, its options made from the signature of its recipe
 
 def train_options(
-        preset: Annotated[Optional[str], typer.Option(help="smoke, laptop or t4; default: by device.")] = None,
-        steps: Annotated[Optional[int], typer.Option(help="Default: the preset's.")] = None,
-        batch_size: Annotated[Optional[int], typer.Option(help="Over all processes; default: the preset's.")] = None,
+        preset: Annotated[Optional[str], typer.Option(help="smoke, laptop, t4; default: by device.")] = None,
+        steps: Annotated[Optional[int], typer.Option(min=1, help="Default: the preset's.")] = None,
+        batch_size: Annotated[Optional[int], typer.Option(min=1, help="Over all processes.")] = None,
         lr: Annotated[Optional[float], typer.Option(help="Default: the preset's.")] = None,
         data: Annotated[Optional[str], typer.Option(help="mnist, digits, or a folder of images.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Folder of the run; default: runs/PAPER.")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped, if any.")] = False,
-        save_and_sample_every: Annotated[int, typer.Option(help="Steps between saves and pictures.")] = 500,
-        accumulate: Annotated[int, typer.Option(help="Parts of a batch, to save memory.")] = 1,
-        precision: Annotated[Optional[str], typer.Option(help="no, fp16 or bf16; default: by device.")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if any.")] = False,
+        save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
+        accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
+        precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
         cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
         seed: int = 0,
         tracker: Annotated[Optional[str], typer.Option(help="tensorboard or wandb.")] = None):
@@ -107,6 +112,7 @@ def train_options(
 def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume,
           save_and_sample_every, accumulate, precision, cpu, seed, tracker) -> None:
     import torch
+    from accelerate import PartialState
 
     from .classroom.figures import loss_curve
     from .data.mnist import load
@@ -115,49 +121,69 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
     from .training.trainer import Trainer
 
     module, preset = papers.module(name), preset_name(preset)
-    numbers = module.PRESETS[preset]
-    steps, batch_size, lr = steps or numbers.steps, batch_size or numbers.batch_size, lr or numbers.lr
+    if not module.PRESETS:
+        raise BadParameter(f"{name} is training-free: it samples from the model of another paper")
+    numbers = replace(module.PRESETS[preset], **given(steps=steps, batch_size=batch_size, lr=lr))
     out = out or Path("runs") / name
     begun = (out / "state.safetensors").exists()
     if begun and not resume:
         raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     torch.manual_seed(seed)
     recipe = module.recipe(**{**numbers.recipe, **recipe_kwargs})
-    images = load(data, size=recipe.shape[-1], channels=recipe.shape[0])
-    facts = {"data": images.name, "preset": preset, "batch_size": batch_size}
-    trainer = Trainer(recipe, out, steps=steps, lr=lr, ema=numbers.ema, accumulate=accumulate, seed=seed,
-                      precision=precision, cpu=cpu, save_every=save_and_sample_every,
-                      sample_every=save_and_sample_every, sample_options=quick_options(recipe), tracker=tracker,
-                      facts=facts)
+    with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
+        images = load(data or (None if recipe.data == "mnist" else recipe.data), size=recipe.shape[-1],
+                      channels=recipe.shape[0])
+    if images.pixels.ndim != len(recipe.shape) + 1:
+        raise ValueError(f"{images.name} holds items of {list(images.pixels.shape[1:])}, and {name} makes "
+                         f"samples of {list(recipe.shape)}; choose other --data")
+    classes = recipe.origin.kwargs.get("classes")
+    if classes and (images.labels is None or images.labels.max() >= classes):
+        found = "has no labels" if images.labels is None else f"has the labels 0 ... {images.labels.max()}"
+        raise BadParameter(f"{classes} do not fit the data: {images.name} {found}", param_hint="--classes")
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()                    # refused now if it cannot be written to
+    trainer = Trainer(recipe, out, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema,
+                      accumulate=accumulate, seed=seed, precision=precision, cpu=cpu, tracker=tracker,
+                      save_every=save_and_sample_every, sample_every=save_and_sample_every,
+                      facts={"data": images.name, "preset": preset, "batch_size": numbers.batch_size})
+    trainer.sample_options = quick_options(recipe, trainer.samples)
     if begun:
         print(f"going on from step {trainer.resume()} of {out}")
     if trainer.main:
         weights = sum(p.numel() for p in trainer.weights.values())
-        print(f"{name} ({preset}): {weights / 1e6:.2f} M weights, {steps} steps of {batch_size} on {images.name}, "
-              f"{trainer.device}, {torch.get_num_threads()} threads -> {out}", flush=True)
-    for _ in trainer.run(images.batches(batch_size, seed), bar=True):
+        print(f"{name} ({preset}): {weights / 1e6:.2f} M weights, {numbers.steps} steps of "
+              f"{numbers.batch_size} on {images.name}, {trainer.device}, {torch.get_num_threads()} threads "
+              f"-> {out}", flush=True)
+    for _ in trainer.run(images.batches(numbers.batch_size, seed), bar=True):
         pass
     trainer.accelerator.end_training()
     if trainer.main:
         loss_curve(trainer.losses, out / "loss.png")
         card = checkpoints.write_card(out / "model.safetensors")
-        last = sorted((out / "samples").glob("step_*"))[-1]
-        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {trainer.summary()['metrics']['loss']:.4f}\n"
-              f"model    {card.with_suffix('.safetensors')}\nsamples  {last}\nlosses   {out / 'loss.png'}")
+        loss = trainer.summary()["metrics"]["loss"]
+        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\n"
+              f"model    {card.with_suffix('.safetensors')}\n"
+              f"samples  {out / 'samples'}\n"
+              f"losses   {out / 'loss.png'}")
 
 
-def quick_options(recipe, steps: int = 50) -> dict[str, Any]:
-    """50 DDIM steps, where the recipe lets one choose."""
-    options = inspect.signature(recipe.sample).parameters
-    quick = {"steps": steps, "step": samplers()["ddim"]} if {"steps", "step"} <= set(options) else {}
-    classes = recipe.origin.kwargs.get("classes")
-    if classes:
+def given(**options) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def quick_options(recipe, num: int) -> dict[str, Any]:
+    """50 DDIM steps (or all there are) where the recipe offers that; labels in turn where it takes them."""
+    offered, options = inspect.signature(recipe.sample).parameters, {}
+    if {"steps", "step"} <= set(offered):
+        options = {"steps": min(50, offered["steps"].default), "step": stepper("ddim")}
+    if classes := recipe.origin.kwargs.get("classes"):
         import torch
-        quick["label"] = torch.arange(16) % classes
-    return quick
+        options["label"] = torch.arange(num, device=next(recipe.model.parameters()).device) % classes
+    return options
 
 
-def train_command(name: str) -> click.Command:
+def train_command(name: str) -> TyperCommand:
     """The command of one paper: the common options and those of its recipe."""
     recipe = papers.module(name).recipe
     common = list(inspect.signature(train_options).parameters.values())
@@ -168,8 +194,8 @@ def train_command(name: str) -> click.Command:
            if p.name not in taken and p.annotation in (int, float, str, bool)]
 
     def command(**kwargs):
-        given = {p.name: kwargs.pop(p.name) for p in own}
-        train(name, {key: value for key, value in given.items() if value is not None}, **kwargs)
+        recipe_kwargs = given(**{p.name: kwargs.pop(p.name) for p in own})
+        train(name, recipe_kwargs, **kwargs)
 
     command.__doc__ = f"Train {name}: {papers.citation(name)}"
     command.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in common] + own)
@@ -190,7 +216,8 @@ class Papers(TyperGroup):
 
     def resolve_command(self, ctx, args):
         if args and args[0] not in papers.names():
-            raise click.UsageError(f"there is no paper {args[0]!r}; there are: {', '.join(papers.names())}", ctx)
+            raise BadParameter(f"there is no paper {args[0]!r}; there are: {', '.join(papers.names())}", ctx,
+                               param_hint="PAPER")
         return super().resolve_command(ctx, args)
 
 
@@ -203,46 +230,46 @@ app.add_typer(training, name="train")
 # ---- sample
 
 @app.command()
-def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER", help="A model file, the folder of a run, or a paper.")],
+def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
+                                               help="A model file, the folder of a run, or a paper.")],
            num: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
-           steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-           sampler: Annotated[str, typer.Option(help="ancestral, ddim, euler, heun or dpm++.")] = "ddim",
+           steps: Annotated[Optional[int], typer.Option(min=1, help="Default: 50, or all there are.")] = None,
+           sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
            scale: Annotated[Optional[float], typer.Option(help="Guidance; 1 = none.")] = None,
-           label: Annotated[Optional[int], typer.Option(help="Draw only this class; default: all in turn.")] = None,
+           label: Annotated[Optional[int], typer.Option(help="The class; default: all in turn.")] = None,
            seed: int = 0,
-           out: Annotated[Path, typer.Option(help=".png, .gif, .mp4 or .npy.")] = Path("samples.png")):
+           out: Annotated[Optional[Path], typer.Option(help=".png, .gif, .mp4 or .npy.")] = None):
     """Draw samples from a checkpoint, a run or a paper's shipped checkpoint."""
     import torch
 
     from .data import media
     from .training.checkpoints import load_model
 
-    if sampler not in samplers():
-        raise ValueError(f"--sampler {sampler!r} must be one of {', '.join(samplers())}")
+    if sampler not in (None, *SAMPLERS):
+        raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
     path = find_checkpoint(what)
     recipe = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
-    media.check_format(out, video=len(recipe.shape) == 4)
-    options: dict[str, Any] = {"steps": steps, "step": samplers()[sampler], "bar": True}
-    if scale is not None:
-        options["scale"] = scale
+    video = len(recipe.shape) == 4
+    out = media.check_format(out or ("samples.gif" if video else "samples.png"), video)
     classes = recipe.origin.kwargs.get("classes", 0)
     if not classes and (label is not None or scale is not None):
-        raise ValueError(f"{path} was trained without labels, so --label and --scale mean nothing to it")
-    if classes:
-        if label is not None and not 0 <= label < classes:
-            raise ValueError(f"--label {label} must be in 0 ... {classes - 1}")
-        labels = torch.arange(num) % classes if label is None else torch.full((num,), label)
-        options["label"] = labels.to(next(recipe.model.parameters()).device)
-    offered = inspect.signature(recipe.sample).parameters
+        raise BadParameter(f"{path} was trained without labels", param_hint="--label or --scale")
+    chosen = given(steps=steps, step=sampler and stepper(sampler), scale=scale)
+    offered = set(inspect.signature(recipe.sample).parameters)
+    if surplus := set(chosen) - offered:
+        raise BadParameter(f"{recipe.origin.paper} does not let one choose the {' and '.join(surplus)}")
+    options = quick_options(recipe, num) | chosen | ({"bar": True} if "bar" in offered else {})
+    if label is not None:
+        if not 0 <= label < classes:
+            raise BadParameter(f"{label} must be in 0 ... {classes - 1}", param_hint="--label")
+        options["label"].fill_(label)
     began = time.monotonic()
-    x = recipe.draw(num, seed, **{key: value for key, value in options.items()
-                                  if key in offered or key in ("label",)})
-    written = media.write(out, x)
+    written = media.write(out, recipe.draw(num, seed, **options))
     print(f"{num} samples of {recipe.origin.paper} in {time.monotonic() - began:.1f} s -> {written}")
 
 
 def find_checkpoint(what: str) -> Path:
-    """A model file, the model of a run's folder, or the checkpoint of a paper: shipped, else of its last run."""
+    """A model file, the model of a run's folder, or a paper's checkpoint: shipped, else of its last run."""
     path = Path(what)
     if path.is_dir():
         path = path / "model.safetensors"
@@ -266,7 +293,8 @@ def version(show: bool):
 
 
 @app.callback()
-def options(_: Annotated[bool, typer.Option("--version", callback=version, is_eager=True)] = False):
+def options(_: Annotated[bool, typer.Option("--version", callback=version, is_eager=True)] = False,
+            _traceback: Annotated[bool, typer.Option("--traceback", help="Of an error.")] = False):
     pass
 
 
@@ -276,8 +304,8 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        if "-v" in sys.argv or not str(error):
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if "--traceback" in sys.argv or not str(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

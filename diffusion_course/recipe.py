@@ -2,9 +2,10 @@
 import functools
 import inspect
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class Recipe:
         training, devices = self.model.training, [device] if device.type == "cuda" else []
         try:
             self.model.eval()
-            with self.ema.swapped() if self.ema else nullcontext(), torch.random.fork_rng(devices, enabled=seed is not None):
+            average = self.ema.swapped() if self.ema else nullcontext()
+            with average, torch.random.fork_rng(devices, enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
                 x = self.sample(torch.randn(n, *self.shape).to(device), **options)
@@ -72,8 +74,9 @@ class Preset:
 
 
 def preset_name(name: str | None = None) -> str:
-    """smoke, laptop or t4: as asked, else from DIFFUSION_COURSE_PRESET, else t4 on a GPU and laptop without."""
-    name = name or os.environ.get("DIFFUSION_COURSE_PRESET") or ("t4" if torch.cuda.is_available() else "laptop")
+    """smoke, laptop or t4: as asked, else DIFFUSION_COURSE_PRESET, else t4 on a GPU and laptop without."""
+    name = (name or os.environ.get("DIFFUSION_COURSE_PRESET")
+            or ("t4" if torch.cuda.is_available() else "laptop"))
     if name not in ("smoke", "laptop", "t4"):
         raise ValueError(f"preset={name!r} must be smoke, laptop or t4")
     return name

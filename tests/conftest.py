@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet threads, no network, a toy network, and a way to wake zero-initialised layers."""
+"""Shared by all tests: quiet threads, no network, a toy network and a way to wake zero-initialised layers."""
 import os
 
 os.environ.setdefault("DIFFUSION_COURSE_OFFLINE", "1")
@@ -49,8 +49,8 @@ class Gaussian:
 class OracleAR1:
     """The exact denoiser of videos whose pixels are independent stationary AR(1) processes in time.
 
-    The test bed of the addendum to the cards: samplers of videos have known variance and autocorrelation on it.
-    With `mismatched`, a caricature of a network that was only trained on equal levels of noise.
+    The test bed of the addendum to the cards: samplers of videos have known variance and autocorrelation on
+    it.  With `mismatched`, a caricature of a network that was only trained on equal levels of noise.
     """
 
     def __init__(self, schedule, rho=0.95, mismatched=False):
@@ -64,17 +64,19 @@ class OracleAR1:
         return self.estimate(x, t)[0]
 
     def estimate(self, x, t, **cond):
-        t = (t if t.ndim == 2 else t[:, None].expand(-1, x.shape[2]))[0].double()      # [F], the same for all samples
+        t = (t if t.ndim == 2 else t[:, None].expand(-1, x.shape[2]))[0].double()      # [F], for all samples
         alpha, sigma = self.schedule(t)
         exact_alpha, exact_sigma = alpha, sigma
         if self.mismatched:
             snr = ((alpha**2 / sigma**2).log().mean()).exp()
-            alpha, sigma = ((snr / (1 + snr)).sqrt().expand_as(alpha), (1 / (1 + snr)).sqrt().expand_as(sigma))
+            alpha = (snr / (1 + snr)).sqrt().expand_as(alpha)
+            sigma = (1 / (1 + snr)).sqrt().expand_as(sigma)
         S = self.covariance(x.shape[2])
         gain = S * alpha @ torch.linalg.inv(alpha[:, None] * S * alpha + (sigma**2).diag())
         x0 = torch.einsum("ij,bcjhw->bcihw", gain.to(x.dtype), x)
         if self.mismatched:                                    # keep the noise it believes in
-            a, s, ea, es = (v[None, None, :, None, None].to(x) for v in (alpha, sigma, exact_alpha, exact_sigma))
+            levels = (alpha, sigma, exact_alpha, exact_sigma)
+            a, s, ea, es = (v[None, None, :, None, None].to(x) for v in levels)
             x0 = (x - es * (x - a * x0) / s) / ea
         return x0, None
 

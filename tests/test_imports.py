@@ -18,8 +18,10 @@ MAY_IMPORT = {  # a part may import itself and these
     "evaluation": {"recipe", "data", "diffusion", "networks", "layers", "training"},
     "training": {"recipe", "papers", "data", "diffusion", PACKAGE},
     "classroom": {"recipe", "papers", "data", "diffusion", "training", "evaluation", "networks", "layers"},
-    "exercises": {"classroom", "recipe", "papers", "data", "diffusion", "networks", "layers", "training", "evaluation"},
-    "cli": {"recipe", "papers", "data", "diffusion", "training", "evaluation", "classroom", "exercises", PACKAGE},
+    "exercises": {"classroom", "recipe", "papers", "data", "diffusion", "networks", "layers", "training",
+                  "evaluation"},
+    "cli": {"recipe", "papers", "data", "diffusion", "training", "evaluation", "classroom", "exercises",
+            PACKAGE},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -47,14 +49,14 @@ def imported(path: Path, source: str):
             if module[0] == PACKAGE:
                 name = tuple(module)
                 if len(name) == 2 and not ((ROOT / name[1]).is_dir() or (ROOT / f"{name[1]}.py").exists()):
-                    name = name[:1]                            # an attribute of the package, such as __version__
+                    name = name[:1]                            # an attribute of the package, like __version__
                 yield name, node.lineno
 
 
 def faults(path: Path, source: str) -> list[str]:
     here = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return [f"{path.name}:{line}: {here} must not import {part(module)}" for module, line in imported(path, source)
-            if part(module) not in MAY_IMPORT[here] | {here}]
+    return [f"{path.name}:{line}: {here} must not import {part(module)}"
+            for module, line in imported(path, source) if part(module) not in MAY_IMPORT[here] | {here}]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -62,15 +64,17 @@ def test_imports_point_down(path):
     assert not faults(path, path.read_text())
 
 
-@pytest.mark.parametrize("line", ["from ..papers import ddpm", "from .. import papers", "import diffusion_course.cli",
-                                  "from diffusion_course.networks.unet import UNet", "from diffusion_course import cli",
-                                  "def f():\n    from ..training import trainer"])
+@pytest.mark.parametrize("line", [
+    "from ..papers import ddpm", "from .. import papers", "import diffusion_course.cli",
+    "from diffusion_course.networks.unet import UNet", "from diffusion_course import cli",
+    "def f():\n    from ..training import trainer"])
 def test_an_import_that_points_up_is_found(line):
     assert faults(ROOT / "diffusion" / "samplers.py", line)
 
 
-@pytest.mark.parametrize("module, limit", [("diffusion_course", {"torch"}), ("diffusion_course.papers.ddpm", set()),
-                                           ("diffusion_course.data.mnist", set())])
+@pytest.mark.parametrize("module, limit", [
+    ("diffusion_course", {"torch"}), ("diffusion_course.papers.ddpm", set()),
+    ("diffusion_course.data.mnist", set())])
 def test_importing_loads_no_heavy_package(module, limit):
     heavy = {"matplotlib", "sklearn", "accelerate", "ipywidgets", "imageio", "typer", "diffusers"} | limit
     code = f"import sys, {module}; print([m for m in {sorted(heavy)} if m in sys.modules])"

@@ -38,7 +38,10 @@ def latent_recipe(autoencoder):
 
 
 def test_a_latent_recipe_leaves_its_autoencoder_alone():
-    """Traps of the prototype: draw returned a tensor with a gradient, and gradients piled up in the autoencoder."""
+    """Traps of the prototype.
+
+    draw returned a tensor with a gradient, and gradients piled up in the autoencoder.
+    """
     autoencoder = Autoencoder()
     recipe = latent_recipe(autoencoder)
     before = {name: x.clone() for name, x in autoencoder.state_dict().items()}
@@ -51,8 +54,8 @@ def test_a_latent_recipe_leaves_its_autoencoder_alone():
     assert x.shape == (3, 1, 16, 16) and not x.requires_grad
     for name, value in autoencoder.state_dict().items():
         assert torch.equal(value, before[name])
-    assert torch.equal(autoencoder.encode(batch["x"]), autoencoder.encode(batch["x"]))     # no dropout
-    assert recipe.sample(torch.randn(1, 2, 4, 4)).shape == (1, 2, 4, 4)                    # latents stay latents
+    assert torch.equal(autoencoder.encode(batch["x"]), autoencoder.encode(batch["x"]))  # no dropout
+    assert recipe.sample(torch.randn(1, 2, 4, 4)).shape == (1, 2, 4, 4)                 # latents stay latents
 
 
 def test_draw_samples_the_average_and_restores_the_model():

@@ -1,17 +1,15 @@
 """Is this machine ready for the course?  Every line is OK or FAIL, and a FAIL says what to do."""
-import os
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Iterator
 
-import torch
 from packaging.requirements import Requirement
 
 from ..data.download import cache_folder, offline
-from ..data.mnist import FILES, find
 
 Finding = tuple[bool, str, str]  # passed, what was found, what to do if it failed
 
@@ -35,26 +33,32 @@ def packages() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield False, f"{need.name} is missing", f'pip install "{need}"'
             continue
-        yield need.specifier.contains(version, prereleases=True), f"{need.name} {version}", f'pip install -U "{need}"'
+        fits = need.specifier.contains(version, prereleases=True)
+        yield fits, f"{need.name} {version}", f'pip install -U "{need}"'
 
 
 def device() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return (False, f"PyTorch cannot be loaded ({error})",
+                "pip install --force-reinstall torch; without a GPU, on Linux, also "
+                "--index-url https://download.pytorch.org/whl/cpu")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return (free > 2e9, f"GPU {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-                "close other programs on the GPU")
+        name, free, total = torch.cuda.get_device_name(), free / 2**30, total / 2**30
+        return free > 2, f"GPU {name}, {free:.1f} of {total:.1f} GiB free", "close other programs on the GPU"
     return True, f"no GPU: training on {torch.get_num_threads()} CPU threads, preset laptop", ""
 
 
 def memory() -> Finding:
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    free = pages * size / 2**30
+    free = int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) / 2**20
     return free > 2, f"{free:.1f} GiB of memory free", "close other programs; lessons need about 2 GiB"
 
 
 def disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return free > 1, f"{free:.1f} GiB of disk free in {Path.cwd()}", "free some disk space; a run needs up to 1 GiB"
+    return free > 1, f"{free:.1f} GiB of disk free in {Path.cwd()}", "free some; a run needs up to 1 GiB"
 
 
 def writable() -> Finding:
@@ -68,12 +72,13 @@ def writable() -> Finding:
 
 
 def data() -> Finding:
+    from ..data.mnist import FILES, find, mnist
     try:
-        missing = [name for name, _ in FILES.values() if find(name) is None]
+        if all(find(name) for name, _ in FILES.values()):
+            mnist("train"), mnist("test")
+            return True, f"MNIST is in {find(FILES['train', 'images'][0]).parent}", ""
     except ValueError as error:
-        return False, str(error), "unset DIFFUSION_COURSE_DATA or point it at a folder"
-    if not missing:
-        return True, f"MNIST is in {find(FILES['train', 'images'][0]).parent}", ""
+        return False, str(error), "mend or delete what it names, or unset DIFFUSION_COURSE_DATA"
     how = "DIFFUSION_COURSE_OFFLINE is set, so the built-in digits are used" if offline() else \
         "it will be fetched when it is first needed, else the built-in digits are used"
     return True, f"MNIST is not here; {how}", ""
@@ -83,9 +88,8 @@ def examine() -> Iterator[Finding]:
     """All findings, in the order in which they should be mended."""
     yield python_version()
     yield from packages()
-    yield device()
-    for check in (memory, disk, writable, data):
+    for check in (device, memory, disk, writable, data):
         try:
             yield check()
-        except (OSError, ValueError, AttributeError) as error:  # not every system can be asked
+        except (OSError, ImportError) as error:                # not every system can be asked
             yield True, f"{check.__name__}: unknown on this system ({error})", ""

@@ -1,10 +1,11 @@
-"""Fetch a file from the first mirror that has it: resumable, checked, and under its final name only when whole."""
+"""Fetch a file from the first mirror that has it: resumable, checked, under its name only when whole."""
 import gzip
 import hashlib
 import os
 import zlib
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 CHUNK = 1 << 16
@@ -50,14 +51,13 @@ def fetch(urls: list[str], path: Path, md5: str, timeout: float = 10.0) -> Path:
     """
     if offline():
         raise DownloadError(f"{path.name} was not fetched: DIFFUSION_COURSE_OFFLINE is set")
-    path.parent.mkdir(parents=True, exist_ok=True)
     part, failures = path.with_name(path.name + ".part"), []
     for url in urls:
         try:
             receive(url, part, timeout)
             found = hashlib.md5(decompressed(part)).hexdigest()
-        except (URLError, OSError, ValueError) as error:
-            failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
+        except (OSError, ValueError, HTTPException) as error:
+            failures.append(f"{url}: {' '.join(str(error).split())}")
             if isinstance(error, ValueError):                  # whole by its length, yet broken: start afresh
                 part.unlink(missing_ok=True)
             continue
@@ -73,6 +73,7 @@ def receive(url: str, part: Path, timeout: float) -> None:
     """Append what is missing of url to part."""
     from tqdm import tqdm
 
+    part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "diffusion-course"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -85,8 +86,8 @@ def receive(url: str, part: Path, timeout: float) -> None:
         if response.status != 206:                             # the server starts from the beginning
             have = 0
         length = int(response.headers.get("Content-Length") or 0)
-        with part.open("ab" if have else "wb") as file, \
-                tqdm(total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
+        bar = tqdm(total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        with bar, part.open("ab" if have else "wb") as file:
             while block := response.read(CHUNK):
                 file.write(block)
                 bar.update(len(block))

@@ -29,7 +29,7 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
-        """The images at index [B] as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if there is one."""
+        """The images at index [B] as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
 
@@ -39,7 +39,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batch number n, for any n: a pure function of (seed, n).  Every epoch is a new order; none is dropped."""
+    """Batch number n, for any n: a pure function of (seed, n).  Every epoch is a new order of all items."""
 
     data: Images
     batch_size: int
@@ -71,13 +71,14 @@ def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Image
     pixels = []
     for path in files:
         try:
-            image = imageio.imread(path, mode="L" if channels == 1 else "RGB")
-        except Exception as error:                             # every plugin raises its own kind
+            image = imageio.imread(path, plugin="pillow", mode="L" if channels == 1 else "RGB", rotate=True)
+        except Exception as error:                             # every format raises its own kind
             raise ValueError(f"{path}: not a readable image ({error})") from error
-        x = torch.from_numpy(image.copy()).float().reshape(*image.shape[:2], -1).permute(2, 0, 1)   # [C, H, W]
+        x = torch.from_numpy(image.copy()).float()
+        x = x.reshape(*image.shape[:2], -1).permute(2, 0, 1)   # [C, H, W]
         side = min(x.shape[1:])
         top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
         x = x[:, top:top + side, left:left + side]
         pixels.append(F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0].round().byte())
     labels = torch.tensor([classes.index(p.parent) for p in files]) if len(classes) > 1 else None
-    return Images(folder.name, torch.stack(pixels), labels)
+    return Images(folder.resolve().name, torch.stack(pixels), labels)

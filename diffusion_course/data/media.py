@@ -35,19 +35,24 @@ def check_format(path: str | Path, video: bool) -> Path:
 
 
 def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:
-    """Samples in [-1, 1] to a .png grid of images, a .gif or .mp4 grid of videos, or the bare numbers as .npy."""
+    """Samples in [-1, 1] to a .png grid of images, a .gif or .mp4 grid of videos, or as numbers to .npy."""
     import imageio.v3 as imageio
 
     path = check_format(path, video=x.ndim == 5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")   # whole, or not there at all
-    if path.suffix == ".npy":
-        np.save(part, x.detach().cpu().numpy())
-    elif path.suffix == ".png":
-        imageio.imwrite(part, grid(x, scale=scale))
-    elif path.suffix == ".gif":
-        imageio.imwrite(part, grid(x, scale=scale), duration=1000 / fps, loop=0)
-    else:
-        imageio.imwrite(part, grid(x, scale=scale), fps=fps, codec="libx264", macro_block_size=2)
-    part.replace(path)
+    suffix = path.suffix.lower()
+    part = path.with_name(f".{path.stem}.part{suffix}")        # whole, or not there at all
+    try:
+        if suffix == ".npy":
+            np.save(part, x.detach().cpu().numpy())
+        elif suffix == ".png":
+            imageio.imwrite(part, grid(x, scale=scale))
+        elif suffix == ".gif":
+            imageio.imwrite(part, grid(x, scale=scale), duration=1000 / fps, loop=0)
+        else:
+            imageio.imwrite(part, grid(x, scale=scale), plugin="FFMPEG", fps=fps, codec="libx264",
+                            macro_block_size=2)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path

@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .download import DownloadError, cache_folder, decompressed, fetch
-from .images import Images
+from .images import Images, image_folder
 
 MIRRORS = ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"]
 FILES = {  # (split, kind): name and MD5 of the decompressed bytes
     ("train", "images"): ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
     ("train", "labels"): ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
     ("test", "images"): ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
-    ("test", "labels"): ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c629615203637"),
+    ("test", "labels"): ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637"),
 }
 
 
 def read_idx(path: str | Path, ndim: int) -> Tensor:
-    """An IDX file of unsigned bytes with ndim axes, gzipped or not; a ValueError names the path and the fault."""
+    """An IDX file of unsigned bytes with ndim axes, gzipped or not; a ValueError names path and fault."""
     path = Path(path)
     data = decompressed(path)
     if len(data) < 4 + 4 * ndim:
-        raise ValueError(f"{path}: {len(data)} bytes are too few for the header of an IDX file with {ndim} axes")
+        raise ValueError(f"{path}: {len(data)} bytes are too few for an IDX header of {ndim} axes")
     if data[:3] != b"\0\0\x08":
         raise ValueError(f"{path}: not an IDX file of unsigned bytes (it starts with {data[:4]!r})")
     if data[3] != ndim:
@@ -38,7 +38,8 @@ def read_idx(path: str | Path, ndim: int) -> Tensor:
     expected, found = int(np.prod(shape, dtype=object)), len(data) - 4 - 4 * ndim
     if found != expected:
         fault = "truncated" if found < expected else "too long"
-        raise ValueError(f"{path}: {fault}; its header promises {expected} bytes of shape {shape}, it holds {found}")
+        raise ValueError(f"{path}: {fault}; its header promises {expected} bytes of shape {shape}, "
+                         f"it holds {found}")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
 
 
@@ -87,7 +88,7 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Images:
-    """scikit-learn's 8 x 8 digits, enlarged, sharpened and mildly warped: 1,500 x copies to train on, 297 to test on."""
+    """scikit-learn's 8 x 8 digits, enlarged, sharpened, warped: 1,500 x copies to train, 297 to test."""
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
@@ -99,7 +100,7 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
     copies = copies if split == "train" else 1
     x, label = x.repeat(copies, 1, 1, 1), label.repeat(copies)
     x = F.interpolate(x, (22, 22), mode="bicubic").clamp(0, 1)
-    x = F.pad(((x - 0.35) / 0.35).clamp(0, 1), (3, 3, 3, 3))                           # strokes as sharp as MNIST's
+    x = F.pad(((x - 0.35) / 0.35).clamp(0, 1), (3, 3, 3, 3))   # strokes as sharp as MNIST's
     generator = torch.Generator().manual_seed(0)
     u = lambda scale: scale * (2 * torch.rand(len(x), generator=generator) - 1)
     angle, zoom, slant, dx, dy = u(0.15), 1 + u(0.08), u(0.12), u(0.08), u(0.08)
@@ -111,6 +112,8 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
 
 def load(name: str | None = None, split: str = "train", size: int = 32, channels: int = 1) -> Images:
     """mnist, digits, or a folder of images; None is mnist if it can be had, else digits, and says so."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels} must be 1 or 3")
     if name in (None, "mnist"):
         try:
             data = mnist(split, size)
@@ -126,6 +129,4 @@ def load(name: str | None = None, split: str = "train", size: int = 32, channels
         return image_folder(name, size, channels)
     else:
         raise ValueError(f"data={name!r} is neither mnist, nor digits, nor a folder")
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels} must be 1 or 3")
     return data if channels == 1 else Images(data.name, data.pixels.expand(-1, 3, -1, -1), data.labels)

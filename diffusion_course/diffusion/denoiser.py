@@ -1,5 +1,5 @@
 """The one object every diffusion paper in this course defines."""
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ class Denoiser(nn.Module):
         super().__init__()
         prediction.check(schedule)
         if learned_variance and not hasattr(schedule, "num_steps"):
-            raise ValueError("learned_variance=True needs a schedule with steps, such as linear_beta or cosine_beta")
+            raise ValueError("learned_variance=True needs a schedule with steps, "
+                             "such as linear_beta or cosine_beta")
         self.net, self.schedule, self.prediction = net, schedule, prediction
         self.draw_t = draw_t or schedule.draw
         self.learned_variance, self.vlb_weight = learned_variance, vlb_weight
@@ -50,7 +51,8 @@ class Denoiser(nn.Module):
     def estimate(self, x: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor | None]:
         """x [B, C, (F,) H, W], t [B] or [B, F] -> x0_hat and, if learned, v (Improved DDPM eq. 15), like x.
 
-        v places the log-variance of a step between its bounds; a log-variance would not survive strided steps.
+        v places the log-variance of a step between its bounds; a log-variance would not survive strided
+        steps.
         """
         alpha, sigma = self.schedule.at(t, x)
         out, v = self.run(x, t, alpha, sigma, cond)
@@ -70,7 +72,7 @@ class Denoiser(nn.Module):
         return alpha * x0 + sigma * noise
 
     def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None, **cond) -> Tensor:
-        """Mean squared error of what is predicted, plus vlb_weight times the bound if the variance is learned."""
+        """Mean squared error of what is predicted, plus vlb_weight times the bound if variance is learned."""
         t = self.draw_t(len(x0), device=x0.device) if t is None else t
         noise = randn_like(x0) if noise is None else noise
         alpha, sigma = self.schedule.at(t, x0)

@@ -7,14 +7,18 @@ from torch import nn
 
 
 class EMA:
-    """A running average of the trainable weights, with warm-up: decay is at most (1 + n) / (10 + n) after n updates."""
+    """A running average of the trainable weights, with warm-up.
+
+    After n updates the decay is at most (1 + n) / (10 + n).
+    """
 
     def __init__(self, model: nn.Module, decay: float = 0.999):
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay} must be in [0, 1)")
         self.model, self.decay, self.updates = model, decay, 0
         self.average = deepcopy(model).requires_grad_(False)
-        self.pairs = [(a, p) for a, p in zip(self.average.parameters(), model.parameters()) if p.requires_grad]
+        pairs = zip(self.average.parameters(), model.parameters())
+        self.pairs = [(a, p) for a, p in pairs if p.requires_grad]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,5 +1,5 @@
 """Steering a denoiser.  A guide is a denoiser wrapped around a denoiser, so guides nest."""
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ from .schedules import broadcast
 
 
 def drop_condition(cond: dict[str, Tensor], null: dict[str, Tensor], p: float) -> dict[str, Tensor]:
-    """Training half of classifier-free guidance: a fraction p of the samples gets the null conditions, all at once."""
+    """Training half of classifier-free guidance.
+
+    A fraction p of the samples gets the null conditions, all at once.
+    """
     unknown = set(null) - set(cond)
     if unknown:
         raise ValueError(f"null names {sorted(unknown)}, but the conditions are {sorted(cond)}")
@@ -17,7 +20,8 @@ def drop_condition(cond: dict[str, Tensor], null: dict[str, Tensor], p: float) -
         return cond
     some = next(iter(cond.values()))
     drop = rand(len(some), device=some.device) < p             # [B]
-    return {name: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null[name].to(c), c) if name in null else c
+    return {name: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null[name].to(c), c)
+                  if name in null else c
             for name, c in cond.items()}
 
 

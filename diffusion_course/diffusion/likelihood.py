@@ -1,4 +1,4 @@
-"""The reverse process as a distribution: posterior, variance, and the variational bound in bits per dimension.
+"""The reverse process as a distribution: posterior, variance and the variational bound in bits per dimension.
 
 DDPM sec. 2-3, Improved DDPM sec. 3.
 """
@@ -11,7 +11,8 @@ from .random import randn_like
 from .schedules import Schedule
 
 
-def posterior(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def posterior(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor,
+              s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q(x_s | x_t, x0), DDPM eq. 6-7, for any two times s < t, per sample or per frame.
 
     Returns its mean (like x), its variance (beta tilde) and the variance of q(x_t | x_s) (beta), which
@@ -45,7 +46,8 @@ def discretized_nll(x0: Tensor, mean: Tensor, std: Tensor, levels: int = 256) ->
     return -(above - below).clamp_min(1e-12).log()
 
 
-def vlb_term(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor, x0_hat: Tensor, v: Tensor | float) -> Tensor:
+def vlb_term(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor, x0_hat: Tensor,
+             v: Tensor | float) -> Tensor:
     """One term of the bound, L_{n-1} with n = t N, per sample [B], in bits per dimension (DDPM eq. 5).
 
     v places the model's log-variance between log beta tilde (0) and log beta (1).
@@ -54,11 +56,13 @@ def vlb_term(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor, x0_hat: Tenso
     s = t - 1 / steps
     mean, small, large = posterior(schedule, x0, x, t, s)
     mean_hat, _, _ = posterior(schedule, x0_hat, x, t, s)
-    first = broadcast_like(t * steps < 1.5, x)                 # n = 1: decoder; beta tilde is 0, take that of n = 2
+    # n = 1: decoder; beta tilde is 0, take that of n = 2
+    first = broadcast_like(t * steps < 1.5, x)
     two = torch.full_like(t, 2 / steps)
     small = torch.where(first, posterior(schedule, x0, x, two, two - 1 / steps)[1], small)
     var = mix_variance(small, large, v)
-    nats = torch.where(first, discretized_nll(x0, mean_hat, var.sqrt()), normal_kl(mean, small, mean_hat, var))
+    decoder, kl = discretized_nll(x0, mean_hat, var.sqrt()), normal_kl(mean, small, mean_hat, var)
+    nats = torch.where(first, decoder, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
 

@@ -44,8 +44,9 @@ class Epsilon(Prediction):
     def check(self, schedule):
         alpha, _ = schedule(torch.tensor([float(schedule.t_max)]))
         if alpha.item() == 0:
-            raise ValueError(f"Epsilon() says nothing about x0 where alpha = 0, and {type(schedule).__name__} ends "
-                             "there; predict V(), Flow() or Clean(), or use a schedule that keeps some signal "
+            raise ValueError("Epsilon() says nothing about x0 where alpha = 0, and "
+                             f"{type(schedule).__name__} ends there; predict V(), Flow() or Clean(), "
+                             "or use a schedule that keeps some signal "
                              "(linear_beta, cosine_beta, VariancePreserving)")
 
     def target(self, x0, noise, alpha, sigma):
@@ -77,7 +78,7 @@ class Flow(Prediction):
 
 @dataclass(frozen=True)
 class EDM(Prediction):
-    """Karras et al. 2022, table 1: D = c_skip x + c_out F(c_in x); unit weight on F is the EDM loss (eq. 8)."""
+    """Karras et al. 2022, table 1: D = c_skip x + c_out F(c_in x); unit weight on F is EDM's loss (eq. 8)."""
 
     sigma_data: float = 0.5
 
@@ -98,7 +99,8 @@ class EDM(Prediction):
 
     def target(self, x0, noise, alpha, sigma):
         # (x0 - c_skip x) / c_out, with the sigma that both contain divided out
-        return (sigma * x0 / self.sigma_data - self.sigma_data * noise) / (sigma**2 + self.sigma_data**2).sqrt()
+        scale = (sigma**2 + self.sigma_data**2).sqrt()
+        return (sigma * x0 / self.sigma_data - self.sigma_data * noise) / scale
 
     def to_x0(self, out, x, alpha, sigma):
         return self.c_skip(sigma) * x + self.c_out(sigma) * out

@@ -3,8 +3,9 @@
 A step is a callable (denoiser, x, t, s, **cond) -> x_s.  t and s are [B], or [B, F] to give every frame its
 own time; a frame whose t is 0 is finished and stays as it is.
 """
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ def noise_of(schedule, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     return torch.where(sigma > 0, (x - alpha * x0) / torch.where(sigma > 0, sigma, 1), 0)
 
 
-def ddim_step(denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float = 0.0, randn=torch.randn_like, **cond) -> Tensor:
+def ddim_step(denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float = 0.0, randn=torch.randn_like,
+              **cond) -> Tensor:
     """DDIM eq. 12: keep the noise that x0_hat implies, and renew a part of it if eta > 0.
 
     eta = 0 is deterministic: for Straight it is Euler on the flow, for VarianceExploding Euler on EDM's ODE.
@@ -36,7 +38,8 @@ def ddim_step(denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float = 0.0, randn
     return finished(t, x, alpha_s * x0 + kept + var.sqrt() * randn(x))
 
 
-euler_step = ddim_step  # Euler's method in (alpha, sigma): x_s = x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) noise
+# Euler's method in (alpha, sigma): x_s = x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) noise
+euler_step = ddim_step
 
 
 def toward(schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -98,7 +101,8 @@ class DPMSolver:
         better = x0
         if self.last is not None and self.last[2].shape == x0.shape and torch.equal(self.last[1], t):
             before, _, x0_before = self.last
-            log_snr = [alpha.log() - sigma.log() for alpha, sigma in (schedule.at(time, x) for time in (before, t, s))]
+            levels = [schedule.at(time, x) for time in (before, t, s)]
+            log_snr = [alpha.log() - sigma.log() for alpha, sigma in levels]
             ratio = (log_snr[2] - log_snr[1]) / (log_snr[1] - log_snr[0])      # this step over the one before
             second = ratio.isfinite() & (ratio > 0)            # the last step (s = 0) is first order
             better = x0 + torch.where(second, ratio, 0) / 2 * (x0 - x0_before)
@@ -127,10 +131,15 @@ def trajectory(denoiser, x: Tensor, times: Tensor, step: Step = ddim_step, bar: 
 
 def sample(denoiser, noise: Tensor, times: int | Tensor = 50, step: Step = ddim_step, bar: bool = False,
            **cond) -> Tensor:
-    """From pure noise [B, C, (F,) H, W] to the end of the trajectory.  An int asks for that many default steps."""
+    """From pure noise [B, C, (F,) H, W] to the end of the trajectory.
+
+    An int asks for that many default steps.
+    """
     times = denoiser.schedule.times(times) if isinstance(times, int) else times
     _, sigma = denoiser.schedule.at(times[:1].to(noise.device), noise)
-    x = sigma * noise
-    for x in trajectory(denoiser, x, times, step, bar, **cond):
-        pass
-    return x
+    return last(trajectory(denoiser, sigma * noise, times, step, bar, **cond))
+
+
+def last(states: Iterator[Tensor]) -> Tensor:
+    """The end of a trajectory, without keeping the way there."""
+    return deque(states, maxlen=1).pop()

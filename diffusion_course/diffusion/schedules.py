@@ -91,7 +91,8 @@ def linear_beta(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -
     """DDPM, sec. 4: betas evenly spaced from start to end over 1000 steps.
 
     A table of another length cuts the *same* process into num_steps pieces: alpha_bar runs over the same
-    curve, so that the last step is noise for any length.  (Multiplying betas by 1000/N does so to first order.)
+    curve, so that the last step is noise for any length.  (Multiplying betas by 1000/N does so to first
+    order.)
     """
     log_bar = torch.log1p(-torch.linspace(start, end, 1000).double()).cumsum(0)
     log_bar = torch.cat([log_bar.new_zeros(1), log_bar])
@@ -191,7 +192,8 @@ class ZeroTerminalSNR(Wrapper):
         super().__init__(schedule)
         middle = schedule(torch.tensor(schedule.t_max / 2))
         if not math.isclose(torch.hypot(*middle).item(), 1, rel_tol=1e-4):
-            raise ValueError(f"ZeroTerminalSNR is for variance-preserving schedules, not {type(schedule).__name__}")
+            raise ValueError("ZeroTerminalSNR is for variance-preserving schedules, "
+                             f"not {type(schedule).__name__}")
         ends = torch.tensor([1 / getattr(schedule, "num_steps", math.inf), 1.0])
         self.first, self.last = (alpha.item() for alpha in schedule(ends)[0])  # after one step, and after all
 

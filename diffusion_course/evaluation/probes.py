@@ -1,6 +1,7 @@
 """Networks that look at samples: a classifier of digits, to say whether a sample can be read.
 
-`python -m diffusion_course.evaluation.probes` trains it on MNIST and writes data/checkpoints/digit_probe.safetensors.
+`python -m diffusion_course.evaluation.probes` trains it on MNIST and writes
+data/checkpoints/digit_probe.safetensors.
 """
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class DigitProbe(nn.Module):
         super().__init__()
 
         def layer(c_in, c_out, size, stride=1):
-            return [nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+            conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False)
+            return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
 
         self.body = nn.Sequential(*layer(1, 32, 5, 2), *layer(32, 64, 3), nn.MaxPool2d(2), *layer(64, 128, 3),
                                   nn.MaxPool2d(2), *layer(128, 128, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -65,7 +67,10 @@ def accuracy(probe: DigitProbe, data: Images) -> float:
 
 
 def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
-    """How well samples can be read: the share read with more than `confidence`, and how often each digit was read."""
+    """How well samples can be read.
+
+    The share read with more than `confidence`, and how often each digit was read.
+    """
     p = probabilities(probe, x)
     counts = torch.bincount(p.argmax(1), minlength=10)
     return {"n": len(x), "confident": (p.amax(1) > confidence).float().mean().item(),
@@ -83,7 +88,8 @@ def load_probe(path: str | Path | None = None) -> DigitProbe:
     if header.get("kind") != "digit probe":
         raise checkpoints.CheckpointError(f"{path}: not a digit probe")
     probe = DigitProbe()
-    checkpoints.load_weights(probe, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    checkpoints.load_weights(probe, tensors, path)
     return probe.eval()
 
 
@@ -95,7 +101,8 @@ def main() -> None:
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in probe.state_dict().items()}
     facts = {"kind": "digit probe", "data": data.name, "seed": 0, "device": "cpu"}
     checkpoints.write(checkpoint(), tensors, facts)
-    metrics = {"accuracy": accuracy(load_probe(), test), "real": reading(load_probe(), test[torch.arange(len(test))]["x"])}
+    images = test[torch.arange(len(test))]["x"]
+    metrics = {"accuracy": accuracy(load_probe(), test), "real": reading(load_probe(), images)}
     checkpoints.write(checkpoint(), tensors, facts | {"metrics": metrics})
     checkpoints.write_card(checkpoint())
     print(f"accuracy on {len(test)} test images: {metrics['accuracy']:.4f} -> {checkpoint()}")

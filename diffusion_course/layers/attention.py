@@ -25,7 +25,8 @@ class Attention(nn.Module):
         super().__init__()
         if dim % heads:
             near = dim // heads * heads
-            raise ValueError(f"dim={dim} must be a multiple of heads={heads}; choose {near or heads} or {near + heads}")
+            raise ValueError(f"dim={dim} must be a multiple of heads={heads}; "
+                             f"choose {near or heads} or {near + heads}")
         self.heads = heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(token_dim or dim, 2 * dim, bias=False)
@@ -40,7 +41,7 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Residual attention of the pixels of a frame to one another, or to tokens: h [(B F), C, H, W] -> same."""
+    """Residual attention of the pixels of a frame to one another or to tokens: h [(B F), C, H, W] -> same."""
 
     def __init__(self, channels: int, heads: int = 4, token_dim: int | None = None):
         super().__init__()
@@ -83,4 +84,4 @@ class FrameAttention(Temporal):
             bias = bias.repeat_interleave(height * width, dim=0)            # [(B H W), heads, F, F]
         x = x + self.attention(self.norm(x), bias=bias.to(x.dtype))
         x = rearrange(x, "(b h w) f c -> (b f) h w c", h=height, w=width)
-        return rearrange(x, "bf h w c -> bf c h w")                         # a view: channels stay last in memory
+        return rearrange(x, "bf h w c -> bf c h w")            # a view: channels stay last in memory

@@ -1,5 +1,5 @@
 """The three doors through which a condition enters a network."""
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

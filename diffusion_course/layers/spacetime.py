@@ -33,7 +33,8 @@ def fold_frames(x: Tensor) -> tuple[Tensor, int]:
     if x.ndim == 4:
         return x, 1
     if x.ndim != 5:
-        raise ValueError(f"expected images [B, C, H, W] or videos [B, C, F, H, W], got shape {tuple(x.shape)}")
+        raise ValueError("expected images [B, C, H, W] or videos [B, C, F, H, W], "
+                         f"got shape {tuple(x.shape)}")
     return rearrange(x, "b c f h w -> (b f) c h w"), x.shape[2]
 
 
@@ -52,7 +53,7 @@ def per_frame(e: Tensor, frames: int) -> Tensor:
 
 
 class Temporal(nn.Module):
-    """Base class of everything that mixes frames: h [(B F), C, H, W] -> same shape.  This one does nothing."""
+    """Base class of all that mixes frames: h [(B F), C, H, W] -> same shape.  This one does nothing."""
 
     def forward(self, h: Tensor, frames: Frames) -> Tensor:
         return h

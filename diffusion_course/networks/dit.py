@@ -1,6 +1,6 @@
 """The diffusion transformer.  One class for images and videos; papers choose the layouts."""
+from collections.abc import Callable
 from itertools import cycle, islice
-from typing import Callable
 
 import torch
 from einops import rearrange
@@ -52,9 +52,11 @@ class DiT(nn.Module):
     layouts  which tokens attend to one another, block by block, repeated to the depth
     """
 
-    def __init__(self, channels: int = 1, out_channels: int | None = None, dim: int = 64, depth: int = 4, heads: int = 4,
-                 patch: tuple[int, int, int] = (1, 4, 4), layouts: tuple[str, ...] = ("space",),
-                 embed: dict[str, Callable[[int], nn.Module]] | None = None, stack: dict[str, int] | None = None):
+    def __init__(self, channels: int = 1, out_channels: int | None = None, dim: int = 64, depth: int = 4,
+                 heads: int = 4, patch: tuple[int, int, int] = (1, 4, 4),
+                 layouts: tuple[str, ...] = ("space",),
+                 embed: dict[str, Callable[[int], nn.Module]] | None = None,
+                 stack: dict[str, int] | None = None):
         super().__init__()
         self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, stack=stack)
         numel = patch[0] * patch[1] * patch[2]
@@ -71,7 +73,8 @@ class DiT(nn.Module):
         self.doors.check(cond)
         frames = x.shape[2] if x.ndim == 5 else 1
         pf, ph, pw = self.patch
-        if x.ndim not in (4, 5) or x.shape[1] != self.channels or frames % pf or x.shape[-2] % ph or x.shape[-1] % pw:
+        if (x.ndim not in (4, 5) or x.shape[1] != self.channels
+                or frames % pf or x.shape[-2] % ph or x.shape[-1] % pw):
             raise ValueError(f"expected [B, {self.channels}, (F,) H, W] in whole patches of {self.patch}, "
                              f"got shape {tuple(x.shape)}")
         h = rearrange(self.doors.stacked(x, cond), "(b f pf) c (h ph) (w pw) -> b f (h w) (c pf ph pw)",
@@ -80,16 +83,21 @@ class DiT(nn.Module):
         h = self.patchify(h)                                   # [B, F, N, D]
         h = h + position(h.shape[1], height, x.shape[-1] // pw, h.shape[-1], h.device)
         e = self.doors.added(self.embed_time(t if t.ndim == 1 else t[:, ::pf]), cond)
-        e = nn.functional.silu(e[:, None, None] if e.ndim == 2 else e[:, :, None])     # [B, 1 or F, 1, D], not per token
+        # [B, 1 or F, 1, D], not per token
+        e = nn.functional.silu(e[:, None, None] if e.ndim == 2 else e[:, :, None])
         for block in self.blocks:
             h = block(h, e)
         h = self.out(modulate(self.norm, h, *self.modulation(e).chunk(2, dim=-1)))
-        out = rearrange(h, "b f (h w) (c pf ph pw) -> b c (f pf) (h ph) (w pw)", h=height, pf=pf, ph=ph, pw=pw)
+        out = rearrange(h, "b f (h w) (c pf ph pw) -> b c (f pf) (h ph) (w pw)",
+                        h=height, pf=pf, ph=ph, pw=pw)
         return out if x.ndim == 5 else out[:, :, 0]
 
 
 def position(frames: int, height: int, width: int, dim: int, device=None) -> Tensor:
-    """Sinusoidal position of every token, [F, H W, D]: half the channels for time, a quarter for each axis of space."""
+    """Sinusoidal position of every token, [F, H W, D].
+
+    Half the channels are for time, a quarter for each axis of space.
+    """
     axes = [torch.arange(n, device=device) for n in (frames, height, width)]
     f, h, w = torch.meshgrid(*axes, indexing="ij")
     parts = [sinusoidal(f, dim // 2), sinusoidal(h, dim // 4), sinusoidal(w, dim // 4)]

@@ -1,5 +1,5 @@
 """The U-Net.  One class for images and videos."""
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers.attention import SpatialAttention
 from ..layers.conditions import Doors
 from ..layers.embeddings import ScalarEmbedding
-from ..layers.spacetime import Frames, Temporal, fold_frames, per_frame, unfold_frames
+from ..layers.spacetime import Frames, Temporal, per_frame, unfold_frames
 
 
 class ResBlock(nn.Module):
@@ -126,7 +126,8 @@ class UNet(nn.Module):
     def add_stack(self, name: str, channels: int) -> None:
         """Give a trained network one more condition on its input channels; it starts out ignoring it."""
         old = self.conv_in
-        new = nn.Conv2d(old.in_channels + channels * self.patch**2, old.out_channels, 3, padding=1).to(old.weight)
+        c_in = old.in_channels + channels * self.patch**2
+        new = nn.Conv2d(c_in, old.out_channels, 3, padding=1).to(old.weight)
         with torch.no_grad():
             new.weight.zero_()[:, :old.in_channels] = old.weight
             new.bias.copy_(old.bias)
@@ -157,9 +158,10 @@ class UNet(nn.Module):
 
     def check(self, x: Tensor, t: Tensor) -> None:
         if x.ndim not in (4, 5) or x.shape[1] != self.channels:
-            raise ValueError(f"expected images [B, {self.channels}, H, W] or videos [B, {self.channels}, F, H, W], "
-                             f"got shape {tuple(x.shape)}")
+            raise ValueError(f"expected images [B, {self.channels}, H, W] or videos "
+                             f"[B, {self.channels}, F, H, W], got shape {tuple(x.shape)}")
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"height and width must be multiples of {self.factor}, got {tuple(x.shape[-2:])}")
+            raise ValueError(f"height and width must be multiples of {self.factor}, "
+                             f"got {tuple(x.shape[-2:])}")
         if t.ndim not in (1, 2) or len(t) != len(x):
             raise ValueError(f"t must be [B] or [B, F] with B={len(x)}, got shape {tuple(t.shape)}")

@@ -4,8 +4,8 @@ Improved Denoising Diffusion Probabilistic Models.  Nichol & Dhariwal, 2021.  ar
 Add a little Gaussian noise a thousand times; teach a U-Net to name the noise; walk back.  The second paper
 bends the schedule (cosine=True) and learns the variance of each step (learned_variance=True).
 
-Scaled down: 32 x 32 images, a U-Net of 1-5 M weights that works on patches of 2 x 2 pixels, 1000 steps for both.
-Left out: importance-sampled times for training on the bound alone (eq. 18).
+Scaled down: 32 x 32 images, a U-Net of 1-5 M weights that works on patches of 2 x 2 pixels, 1000 steps for
+both.  Left out: importance-sampled times for training on the bound alone (eq. 18).
 """
 import torch
 from torch import nn
@@ -28,9 +28,10 @@ PRESETS = {
 @paper
 def recipe(width: int = 48, channels: int = 1, size: int = 32, num_steps: int = 1000, cosine: bool = False,
            learned_variance: bool = False, classes: int = 0, dropout: float = 0.0) -> Recipe:
-    """num_steps is N of the schedule; with classes > 0 it takes a `label` (Improved DDPM's ImageNet models do)."""
-    net = UNet(channels, channels * (2 if learned_variance else 1), width, (1, 2, 2), attend=(False, True, True),
-               patch=2, dropout=dropout, embed={"label": lambda dim: nn.Embedding(classes + 1, dim)} if classes else None)
+    """num_steps is N of the schedule; with classes > 0 it takes a `label` (as Improved DDPM on ImageNet)."""
+    embed = {"label": lambda dim: nn.Embedding(classes + 1, dim)} if classes else None
+    net = UNet(channels, channels * (2 if learned_variance else 1), width, (1, 2, 2),
+               attend=(False, True, True), patch=2, dropout=dropout, embed=embed)
     schedule = cosine_beta(num_steps) if cosine else linear_beta(num_steps)
     denoiser = Denoiser(net, schedule, Epsilon(), learned_variance=learned_variance)
     null = {"label": torch.tensor(classes)} if classes else {}

@@ -1,10 +1,11 @@
 """FIFO-Diffusion: Generating Infinite Videos from Text without Training.  Kim et al., 2024.  arXiv:2405.11473
 
-Keep a queue of frames, the head nearly clean, the tail pure noise.  One diagonal pass cleans every frame a little:
-pop the finished head, push fresh noise, repeat for ever.  Works on any denoiser of clips, guided or latent.
+Keep a queue of frames, the head nearly clean, the tail pure noise.  One diagonal pass cleans every frame a
+little: pop the finished head, push fresh noise, repeat for ever.  Works on any denoiser of clips, guided or
+latent.
 """
+from collections.abc import Iterator
 from itertools import islice
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -16,19 +17,20 @@ PRESETS = {}  # training-free
 
 
 @torch.no_grad()
-def fifo(denoiser, clip: Tensor, partitions: int = 4, lookahead: bool = True, eta: float = 1.0, **cond) -> Iterator[Tensor]:
+def fifo(denoiser, clip: Tensor, partitions: int = 4, lookahead: bool = True, eta: float = 1.0,
+         **cond) -> Iterator[Tensor]:
     """Yield frames [B, C, H, W] without end; clip [B, C, f, H, W] is an ordinary sample to start from.
 
     The queue has partitions * f places, one for each step of the sampler, and is denoised in windows of f
-    (latent partitioning, sec. 4.2); with lookahead, in windows that begin f/2 earlier and keep their later half
-    (sec. 4.3), for twice the evaluations.
+    (latent partitioning, sec. 4.2); with lookahead, in windows that begin f/2 earlier and keep their later
+    half (sec. 4.3), for twice the evaluations.
     """
     batch, f = len(clip), clip.shape[2]
     places, before = partitions * f, f // 2 if lookahead else 0
     times = denoiser.schedule.times(places).flip(0).to(clip)   # [places + 1], from 0 up
-    t, s = times[1:], times[:-1]                               # the level of every place, and that after a pass
+    t, s = times[1:], times[:-1]                               # level of every place, and that after a pass
     t, s = (torch.cat([v[:1].expand(before), v]).expand(batch, -1) for v in (t, s))
-    source = (torch.arange(-before, places) - (places - f)).clamp_min(0)       # first places: copies of frame 0
+    source = (torch.arange(-before, places) - (places - f)).clamp_min(0)       # first ones: copies of frame 0
     queue = denoiser.add_noise(clip[:, :, source], t, torch.randn_like(clip[:, :, source]))
     stride = f - before
     for n in range(10**18):

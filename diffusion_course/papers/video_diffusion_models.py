@@ -1,7 +1,8 @@
 """Video Diffusion Models.  Ho et al., 2022.  arXiv:2204.03458
 
-An image U-Net becomes a video U-Net when every block is followed by attention over frames.  Images are one-frame
-videos, so both train together.  A clip is extended by replacing what is known and guiding what is not.
+An image U-Net becomes a video U-Net when every block is followed by attention over frames.  Images are
+one-frame videos, so both train together.  A clip is extended by replacing what is known and guiding what
+is not.
 
 Scaled down: 16 frames of 32 x 32.  Left out: text, the super-resolution cascade.
 """
@@ -12,7 +13,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import ReconstructionGuidance
 from ..diffusion.predictions import V
 from ..diffusion.random import rand
-from ..diffusion.samplers import ancestral_step, noise_of, sample, trajectory
+from ..diffusion.samplers import ancestral_step, last, noise_of, sample, trajectory
 from ..diffusion.schedules import Cosine
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
@@ -28,8 +29,9 @@ PRESETS = {
 
 @paper
 def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1, images: int = 4) -> Recipe:
-    """images: how many independent frames are appended to every clip of the batch (0, 4 and 8 in the paper)."""
-    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), temporal=FrameAttention)
+    """images: how many independent frames are appended to every clip of a batch (0, 4 and 8 in the paper)."""
+    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True),
+               temporal=FrameAttention)
     denoiser = Denoiser(net, Cosine(), V())
 
     def loss(batch):                                           # sec. 3: joint training
@@ -54,8 +56,8 @@ def joint(clip: Tensor, images: int) -> Frames:
     return Frames(count + images, index.expand(len(clip), -1), mask.expand(len(clip), -1, -1))
 
 
-def extend(denoiser, start: Tensor, noise: Tensor, times: int | Tensor = 64, scale: float = 2.0, langevin: int = 1,
-           delta: float = 0.1, **cond) -> Tensor:
+def extend(denoiser, start: Tensor, noise: Tensor, times: int | Tensor = 64, scale: float = 2.0,
+           langevin: int = 1, delta: float = 0.1, **cond) -> Tensor:
     """A video like noise [B, C, F, H, W] whose first frames are start (sec. 3.1).
 
     scale = 0 is the replacement method; with scale > 0 the other frames are guided as well (eq. 7).  langevin
@@ -78,6 +80,6 @@ def extend(denoiser, start: Tensor, noise: Tensor, times: int | Tensor = 64, sca
         return x
 
     times = denoiser.schedule.times(times) if isinstance(times, int) else times
-    x = replaced(denoiser.schedule.at(times[:1].to(noise), noise)[1] * noise, times[:1].to(noise).expand(len(noise)))
-    *_, x = trajectory(denoiser, x, times, step, **cond)
-    return x
+    first = times[:1].to(noise)
+    x = replaced(denoiser.schedule.at(first, noise)[1] * noise, first.expand(len(noise)))
+    return last(trajectory(denoiser, x, times, step, **cond))

@@ -25,10 +25,11 @@ class CheckpointError(ValueError):
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """Write tensors and header under a temporary name, then give the file its own: it is whole at every moment."""
+    """Write tensors and header under a temporary name, then give the file its own: it is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    versions = {"diffusion_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"diffusion_course": __version__, "torch": torch.__version__,
+                "python": platform.python_version()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
@@ -37,7 +38,8 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Pat
         part.replace(path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not be written ({error}); what was there before is unchanged") from error
+        raise OSError(f"{path}: could not be written ({error}); "
+                      "what was there before is unchanged") from error
     return path
 
 
@@ -60,8 +62,8 @@ def opened(path: str | Path):
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(f"{path}: this is a pickle (a .pt or .ckpt file of PyTorch), which could run any code; "
-                              "only safetensors files are read")
+        raise CheckpointError(f"{path}: this is a pickle (a .pt or .ckpt file of PyTorch), which could run "
+                              "any code; only safetensors files are read")
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
@@ -94,11 +96,13 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
 def origin_header(recipe: Recipe) -> dict[str, Any]:
     """What a header says of where the recipe comes from."""
     if recipe.origin is None:
-        raise ValueError("this recipe was not made by a paper's recipe(...), so it could not be made again from a file")
+        raise ValueError("this recipe was not made by a paper's recipe(...), "
+                         "so it could not be made again from a file")
     try:
         kwargs = json.loads(json.dumps(recipe.origin.kwargs))
     except TypeError as error:
-        raise ValueError(f"the keyword arguments of {recipe.origin.paper}.recipe cannot be stored: {error}") from error
+        raise ValueError(f"the keyword arguments of {recipe.origin.paper}.recipe "
+                         f"cannot be stored: {error}") from error
     return {"paper": recipe.origin.paper, "kwargs": kwargs}
 
 
@@ -126,7 +130,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     if header.get("kind") == "state":
         tensors = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
     recipe = rebuild(header, path)
-    load_weights(recipe.model, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    load_weights(recipe.model, tensors, path)
     for part in (recipe.model, *recipe.frozen):
         part.to(device).eval()
     return recipe

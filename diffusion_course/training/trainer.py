@@ -3,29 +3,27 @@
 It knows nothing of diffusion.  Devices, mixed precision, gradient accumulation and several processes are
 accelerate's job; the order of things, the random numbers and what is saved are decided here.
 """
-import json
 import math
-import signal
-import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..data import media
 from ..diffusion.ema import EMA
 from ..diffusion.random import rows_of
 from ..recipe import Recipe
-from . import checkpoints
-from .checkpoints import CheckpointError
+from . import state
+from .terminal import Bar, interrupts_held
 
-CHECK_EVERY = 50  # steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
+# steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
+CHECK_EVERY = 50
 
 
 class NonFiniteLoss(RuntimeError):
@@ -46,7 +44,7 @@ class Progress:
 
 
 class LossModule(nn.Module):
-    """The loss as a module that owns the model, so that DDP sees its forward pass and synchronises its gradients."""
+    """The loss as a module that owns the model, so that DDP sees its forward pass and syncs its gradients."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -54,28 +52,6 @@ class LossModule(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.recipe.loss(batch)
-
-
-@contextmanager
-def interrupts_held():
-    """Ctrl-C (or SIGTERM) inside this block takes effect at its end, so that a step is never half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught = []
-
-    def hold(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])                  # a second one is not held
-
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if caught:
-        raise KeyboardInterrupt
 
 
 class Trainer:
@@ -88,18 +64,21 @@ class Trainer:
     facts       anything to be stored with the run: data, preset, batch size ...
     """
 
-    def __init__(self, recipe: Recipe, folder: str | Path | None = None, *, steps: int | None = None, lr: float = 2e-3,
-                 warmup: int = 100, ema: float = 0.999, clip: float = 1.0, accumulate: int = 1, seed: int = 0,
-                 precision: str | None = None, cpu: bool = False, save_every: int = 500,
-                 sample_every: int | None = None, samples: int = 16, sample_options: dict[str, Any] | None = None,
-                 tracker: str | None = None, facts: dict[str, Any] | None = None):
+    def __init__(self, recipe: Recipe, folder: str | Path | None = None, *, steps: int | None = None,
+                 lr: float = 2e-3, warmup: int = 100, ema: float = 0.999, clip: float = 1.0,
+                 accumulate: int = 1, seed: int = 0, precision: str | None = None, cpu: bool = False,
+                 save_every: int = 500, sample_every: int | None = None, samples: int = 16,
+                 sample_options: dict[str, Any] | None = None, tracker: str | None = None,
+                 facts: dict[str, Any] | None = None):
         if recipe.loss is None:
             raise ValueError("this recipe is training-free: it has no loss, only samples")
         if precision is None:
             gpu = torch.cuda.is_available() and not cpu
             precision = "no" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
         self.recipe, self.folder = recipe, Path(folder) if folder is not None else None
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_steps=accumulate,
+        AcceleratorState._reset_state()                        # a second trainer may choose another precision
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu,
+                                       gradient_accumulation_steps=accumulate,
                                        log_with=tracker, project_dir=self.folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         recipe.model.to(self.device).train()
@@ -108,12 +87,13 @@ class Trainer:
         self.weights = {name: p for name, p in recipe.model.named_parameters() if p.requires_grad}
         if not self.weights:
             raise ValueError("no weight of this recipe's model is trainable")
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr, weight_decay=0.0,
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr, betas=(0.9, 0.99), weight_decay=0.0,
                                            fused=self.device.type in ("cpu", "cuda"))
         self.module, self.prepared = self.accelerator.prepare(LossModule(recipe), self.optimizer)
         recipe.ema = self.ema = recipe.ema or EMA(recipe.model, ema)
         self.ema.average.to(self.device)
-        self.total, self.lr, self.warmup, self.clip, self.accumulate, self.seed = steps, lr, warmup, clip, accumulate, seed
+        self.total, self.lr, self.warmup, self.clip = steps, lr, warmup, clip
+        self.accumulate, self.seed = accumulate, seed
         self.save_every, self.sample_every, self.samples = save_every, sample_every, samples
         self.sample_options, self.facts = sample_options or {}, facts or {}
         self.tracker, self.step, self.seconds, self.saved = tracker, 0, 0.0, None
@@ -126,17 +106,18 @@ class Trainer:
 
     # ---- the loop
 
-    def run(self, batches: Iterable[dict[str, Tensor]], steps: int | None = None, bar: bool = False) -> Iterator[Progress]:
+    def run(self, batches: Iterable[dict[str, Tensor]], steps: int | None = None,
+            bar: bool = False) -> Iterator[Progress]:
         """Take so many steps (None: up to the planned length), yielding Progress after each.
 
-        batches[n] is the batch of step n where batches can be indexed; else the next one is taken.  Ctrl-C, and
-        leaving the loop early, save the run.
+        batches[n] is the batch of step n where batches can be indexed; else the next one is taken.  Ctrl-C,
+        and leaving the loop early, save the run.
         """
         if steps is None and self.total is None:
             raise ValueError("say how many steps: run(batches, steps) or Trainer(recipe, steps=...)")
         end = self.step + steps if steps is not None else self.total
         batches = batches if hasattr(batches, "__getitem__") else iter(batches)
-        shown = self.bar(end) if bar and self.main else None
+        shown = Bar(self.step, end) if bar and self.main else None
         self.recipe.model.train()
         try:
             while self.step < end:
@@ -159,8 +140,8 @@ class Trainer:
                 self.look()
                 self.save()
             if isinstance(stop, KeyboardInterrupt) and self.main:
-                where = "nothing is saved" if self.saved is None else f"step {self.saved} is saved in {self.folder}; " \
-                    "resume to go on from there"
+                where = ("nothing is saved" if self.saved is None else
+                         f"step {self.saved} is saved in {self.folder}; resume to go on from there")
                 print(f"\nstopped after step {self.step}; {where}", flush=True)
             raise
         finally:
@@ -178,13 +159,14 @@ class Trainer:
         total = len(next(iter(batch.values())))
         parts, rank = self.accelerator.num_processes * self.accumulate, self.accelerator.process_index
         if total % parts:
-            raise ValueError(f"a batch of {total} cannot be shared by {self.accelerator.num_processes} processes in "
-                             f"{self.accumulate} parts each; choose a multiple of {parts}")
+            raise ValueError(f"a batch of {total} cannot be shared by {self.accelerator.num_processes} "
+                             f"processes in {self.accumulate} parts each; choose a multiple of {parts}")
         size, mean = total // parts, 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         for k in range(rank * self.accumulate, (rank + 1) * self.accumulate):
-            rows = {name: x[k * size:(k + 1) * size].to(self.device, non_blocking=True) for name, x in batch.items()}
+            mine = slice(k * size, (k + 1) * size)
+            rows = {name: x[mine].to(self.device, non_blocking=True) for name, x in batch.items()}
             # all random numbers are a function of (seed, step): a resumed run needs to remember nothing else
             self.generator.manual_seed(1_000_003 * self.seed + self.step)
             torch.manual_seed(1_000_003 * self.seed + self.step + 1_000_000_007 * (k + 1))
@@ -217,19 +199,17 @@ class Trainer:
         first = len(self.losses)
         for step, loss in enumerate(new, first + 1):
             if not math.isfinite(loss):
-                good = f"the last good state is that of step {self.saved} in {self.folder}" if self.saved is not None \
-                    else "nothing was saved before"
+                good = ("nothing was saved before" if self.saved is None else
+                        f"the last good state is that of step {self.saved} in {self.folder}")
                 raise NonFiniteLoss(
-                    f"the loss became {loss} at step {step}; {good}. Likely causes: the learning rate is too high "
-                    f"(lr={self.lr:g}; try a third), warm-up is too short (warmup={self.warmup}), the data hold values "
-                    f"that are not finite, or half precision overflows (precision={self.accelerator.mixed_precision})")
+                    f"the loss became {loss} at step {step}; {good}. Likely causes: the learning rate is too "
+                    f"high (lr={self.lr:g}; try a third), warm-up is too short (warmup={self.warmup}), "
+                    "the data hold values that are not finite, or half precision overflows "
+                    f"(precision={self.accelerator.mixed_precision})")
         self.losses += new
         if self.tracker:
             for step, loss in enumerate(new, first + 1):
                 self.accelerator.log({"loss": loss}, step=step)
-
-    def bar(self, end: int) -> "Bar":
-        return Bar(self.step, end)
 
     # ---- what is kept
 
@@ -243,92 +223,27 @@ class Trainer:
             self.save()
         if self.main and self.sample_every and (last or self.step % self.sample_every == 0):
             x = self.recipe.draw(self.samples, seed=self.seed, **self.sample_options)
-            media.write(self.folder / "samples" / f"step_{self.step:06d}{'.gif' if x.ndim == 5 else '.png'}", x)
+            name = f"step_{self.step:06d}{'.gif' if x.ndim == 5 else '.png'}"
+            media.write(self.folder / "samples" / name, x)
 
     def save(self) -> None:
-        """Write the log, the state (to resume from) and the model (to sample from) into the run's folder, in that order.
-
-        A run that is killed in between has a log that is longer than its state, which resuming cuts off.
-        """
-        if self.folder is None or not self.main or self.saved == self.step:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = "".join(json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(self.losses, 1))
-        part = self.folder / ".log.jsonl.part"
-        part.write_text(log)
-        part.replace(self.folder / "log.jsonl")
-        tensors = {f"model.{name}": x for name, x in self.recipe.model.state_dict().items()}
-        tensors |= {f"ema.{name}": x for name, x in self.ema.average.state_dict().items()}
-        for name, p in self.weights.items():
-            tensors |= {f"optimizer.{name}/{key}": x for key, x in self.optimizer.state[p].items()}
-        scaler = self.accelerator.scaler
-        header = {"kind": "state", **checkpoints.origin_header(self.recipe), **self.summary(),
-                  "ema_updates": self.ema.updates, "scaler": scaler.state_dict() if scaler else None,
-                  "settings": self.settings()}
-        checkpoints.write(self.folder / "state.safetensors", tensors, header)
-        self.saved = self.step
-        checkpoints.save_model(self.folder / "model.safetensors", self.recipe, **self.summary())
+        """Write the run into its folder, where it has one."""
+        if self.folder is not None and self.main and self.saved != self.step:
+            state.save(self)
 
     def summary(self) -> dict[str, Any]:
         metrics = {"loss": sum(self.losses[-100:]) / max(1, len(self.losses[-100:]))}
-        return {"step": self.step, "seed": self.seed, "device": str(self.device), "minutes": self.seconds / 60,
-                "metrics": metrics, **self.facts}
+        return {"step": self.step, "seed": self.seed, "device": str(self.device),
+                "minutes": self.seconds / 60, "metrics": metrics, **self.facts}
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the unbroken one."""
-        keys = ("data", "batch_size")
-        return {"lr": self.lr, "warmup": self.warmup, "clip": self.clip, "ema": self.ema.decay, "seed": self.seed,
-                "planned_steps": self.total} | {key: self.facts[key] for key in keys if key in self.facts}
+        facts = {key: self.facts[key] for key in ("data", "batch_size") if key in self.facts}
+        return {"lr": self.lr, "warmup": self.warmup, "clip": self.clip, "ema": self.ema.decay,
+                "seed": self.seed, "precision": self.accelerator.mixed_precision,
+                "planned_steps": self.total} | facts
 
     def resume(self) -> int:
         """Continue the run in the folder: afterwards all is as if it had never stopped.  Returns the step."""
-        path = self.folder / "state.safetensors"
-        tensors, header = checkpoints.read(path)
-        if header.get("kind") != "state":
-            raise CheckpointError(f"{path}: not a training state (it is a {header.get('kind')} checkpoint)")
-        mine = self.settings() | checkpoints.origin_header(self.recipe)
-        theirs = header["settings"] | {key: header[key] for key in ("paper", "kwargs")}
-        differ = [f"{key} was {theirs.get(key)!r} and is now {value!r}" for key, value in mine.items()
-                  if theirs.get(key) != value]
-        if differ:
-            raise CheckpointError(f"{path} belongs to a run with other settings: {'; '.join(differ)}")
-
-        def part(prefix):
-            return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-
-        checkpoints.load_weights(self.recipe.model, part("model."), path)
-        checkpoints.load_weights(self.ema.average, part("ema."), path)
-        for name, x in part("optimizer.").items():
-            name, _, key = name.rpartition("/")
-            p = self.weights[name]
-            self.optimizer.state[p][key] = torch.empty_like(p).copy_(x) if x.shape == p.shape else \
-                x.to(p.device if key != "step" or self.device.type == "cuda" else "cpu")
-        if self.accelerator.scaler and header["scaler"]:
-            self.accelerator.scaler.load_state_dict(header["scaler"])
-        self.ema.updates, self.seconds = header["ema_updates"], header["minutes"] * 60
-        self.step = self.saved = header["step"]
-        self.losses = read_log(self.folder / "log.jsonl")[:self.step]
+        state.load(self)
         return self.step
-
-
-def read_log(path: str | Path) -> list[float]:
-    """The losses of a run, step by step."""
-    path = Path(path)
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-class Bar:
-    """A progress bar that asks the device for the loss twice a second, not at every step."""
-
-    def __init__(self, start: int, end: int):
-        from tqdm import tqdm
-        self.bar, self.asked = tqdm(total=end, initial=start, unit="step", desc="training"), -math.inf
-
-    def show(self, loss: Tensor) -> None:
-        if time.monotonic() - self.asked > 0.5:
-            self.asked = time.monotonic()
-            self.bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        self.bar.update()
-
-    def close(self) -> None:
-        self.bar.close()

@@ -25,13 +25,15 @@ def main():
     arguments = parser.parse_args()
     path = find_checkpoint(arguments.checkpoint)
     recipe, probe = load_model(path), load_probe()
-    print(path, {k: v for k, v in read_header(path).items() if k in ("step", "minutes", "data", "preset", "batch_size")})
+    facts = ("step", "minutes", "data", "preset", "batch_size")
+    print(path, {k: v for k, v in read_header(path).items() if k in facts})
     for name, steps, step in SAMPLERS:
         began = time.monotonic()
         x = recipe.draw(arguments.n, arguments.seed, steps=steps, step=step)
         found = reading(probe, x)
         print(f"{name:10s} {steps:4d} steps  confident {found['confident']:.3f}  largest share "
-              f"{found['largest_share']:.3f}  counts {found['counts']}  {time.monotonic() - began:.0f} s", flush=True)
+              f"{found['largest_share']:.3f}  counts {found['counts']}  {time.monotonic() - began:.0f} s",
+              flush=True)
         if arguments.out:
             media.write(arguments.out / f"{name}_{steps}.png", x[:64])
 

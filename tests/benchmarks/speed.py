@@ -61,7 +61,8 @@ def import_seconds(module):
 
 
 if __name__ == "__main__":
-    print(f"{torch.get_num_threads()} threads, matrix products at {matmul_rate() / 1e9:.0f} GFLOP/s; batch 128, 32 x 32")
+    print(f"{torch.get_num_threads()} threads, matrix products at {matmul_rate() / 1e9:.0f} GFLOP/s; "
+          "batch 128, 32 x 32")
     unet(128, width=32)
     unet(128, width=32, patch=2, multipliers=(1, 2, 2))
     unet(128, width=48, patch=2, multipliers=(1, 2, 2))

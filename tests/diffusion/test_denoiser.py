@@ -6,13 +6,21 @@ from torch import nn
 from diffusion_course.diffusion.denoiser import Denoiser, logit_normal, stratified
 from diffusion_course.diffusion.likelihood import vlb_term
 from diffusion_course.diffusion.predictions import EDM, Epsilon, Flow, V
-from diffusion_course.diffusion.schedules import Cosine, Straight, VarianceExploding, broadcast, cosine_beta, linear_beta
+from diffusion_course.diffusion.schedules import (
+    Cosine,
+    Straight,
+    VarianceExploding,
+    broadcast,
+    cosine_beta,
+    linear_beta,
+)
 
 
 def test_loss_is_algorithm_1():
     denoiser = Denoiser(Toy(), linear_beta(), Epsilon())
     x0, noise, t = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.tensor([1, 10, 500, 1000]) / 1000
-    alpha_bar = broadcast(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[(t * 1000).round().long() - 1], x0)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[(t * 1000).round().long() - 1]
+    alpha_bar = broadcast(alpha_bar, x0)
     x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
     torch.testing.assert_close(denoiser.loss(x0, t, noise), (denoiser.net(x, t) - noise).square().mean())
 
@@ -58,7 +66,8 @@ class TwoHeads(nn.Module):
 
 def test_hybrid_loss_teaches_the_mean_by_the_simple_loss_only():
     """Improved DDPM eq. 16, with the gradient of the bound stopped at the mean."""
-    x0, noise, t = torch.randn(4, 1, 8, 8).clamp(-1, 1), torch.randn(4, 1, 8, 8), torch.tensor([2, 9, 300, 999]) / 1000
+    x0, noise = torch.randn(4, 1, 8, 8).clamp(-1, 1), torch.randn(4, 1, 8, 8)
+    t = torch.tensor([2, 9, 300, 999]) / 1000
     net = TwoHeads()
     hybrid = Denoiser(net, cosine_beta(), Epsilon(), learned_variance=True)
     hybrid.loss(x0, t, noise).backward()

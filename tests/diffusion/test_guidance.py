@@ -18,8 +18,8 @@ class Net(nn.Module):
 NULL = {"label": torch.tensor(0)}
 
 
-@pytest.mark.parametrize("schedule, prediction", [(Cosine(), Clean()), (cosine_beta(), Epsilon()), (Cosine(), V()),
-                                                  (Straight(), Flow())])
+@pytest.mark.parametrize("schedule, prediction", [
+    (Cosine(), Clean()), (cosine_beta(), Epsilon()), (Cosine(), V()), (Straight(), Flow())])
 def test_guidance_of_x0_is_guidance_of_the_networks_output(schedule, prediction):
     denoiser = Denoiser(Net(), schedule, prediction)
     x, t, label = torch.randn(2, 1, 4, 4), torch.tensor([0.3, 0.6]), torch.tensor([1, 2])
@@ -33,10 +33,12 @@ def test_scale_one_is_the_condition_and_zero_is_null():
     denoiser = Denoiser(Net(), Cosine(), V())
     x, t, label = torch.randn(2, 1, 4, 4), torch.rand(2), torch.tensor([1, 2])
     torch.testing.assert_close(CFG(denoiser, 1.0, NULL)(x, t, label=label), denoiser(x, t, label=label))
-    torch.testing.assert_close(CFG(denoiser, 0.0, NULL)(x, t, label=label), denoiser(x, t, label=torch.zeros(2)))
+    torch.testing.assert_close(CFG(denoiser, 0.0, NULL)(x, t, label=label),
+                               denoiser(x, t, label=torch.zeros(2)))
 
 
-@pytest.mark.parametrize("scale", [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.rand(2, 4) * 3, torch.rand(2, 1)])
+@pytest.mark.parametrize("scale", [
+    torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.rand(2, 4) * 3, torch.rand(2, 1)])
 def test_a_scale_per_frame_lands_on_frames(scale):
     """A trap of the prototype: [F] landed on image columns, here as many as frames."""
     denoiser = Denoiser(Net(), Cosine(), V())
@@ -62,10 +64,12 @@ def test_guidance_without_its_condition_raises():
 
 def test_dropping():
     label, text = torch.arange(1, 4001), torch.ones(4000, 5)
-    out = drop_condition({"label": label, "text": text, "fps": label}, {"label": torch.tensor(0), "text": torch.zeros(5)}, 0.25)
+    null = {"label": torch.tensor(0), "text": torch.zeros(5)}
+    out = drop_condition({"label": label, "text": text, "fps": label}, null, 0.25)
     gone = out["label"] == 0
     assert gone.float().mean() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(gone, (out["text"] == 0).all(1)) and torch.equal(out["fps"], label)     # together, and only these
+    assert torch.equal(gone, (out["text"] == 0).all(1))        # together
+    assert torch.equal(out["fps"], label)                      # and only these
     assert torch.equal(out["label"][~gone], label[~gone])
     assert drop_condition({}, {}, 0.5) == {}
     with pytest.raises(ValueError, match="null names"):

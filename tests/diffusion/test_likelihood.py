@@ -5,7 +5,14 @@ import torch
 from conftest import Gaussian
 
 from diffusion_course.diffusion.likelihood import (
-    bits_per_dim, discretized_nll, mix_variance, normal_kl, posterior, prior_term, vlb_term)
+    bits_per_dim,
+    discretized_nll,
+    mix_variance,
+    normal_kl,
+    posterior,
+    prior_term,
+    vlb_term,
+)
 from diffusion_course.diffusion.schedules import cosine_beta, linear_beta
 
 
@@ -18,14 +25,16 @@ def test_posterior_is_bayes(double, n, m):
     x0, x = torch.tensor(0.4), alpha_t * 0.4 + sigma_t * 0.7
     xs = torch.linspace(-6, 6, 2_000_001)
     ratio = alpha_t / alpha_s
-    log = -(xs - alpha_s * x0) ** 2 / (2 * sigma_s**2) - (x - ratio * xs) ** 2 / (2 * (sigma_t**2 - (ratio * sigma_s) ** 2))
+    log = (-(xs - alpha_s * x0) ** 2 / (2 * sigma_s**2)
+           - (x - ratio * xs) ** 2 / (2 * (sigma_t**2 - (ratio * sigma_s) ** 2)))
     p = (log - log.max()).exp()
     p = p / p.sum()
     mean, small, large = posterior(schedule, x0.reshape(1, 1), x.reshape(1, 1), t, s)
     torch.testing.assert_close(mean.squeeze(), (p * xs).sum(), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(small.squeeze(), (p * (xs - mean.squeeze()) ** 2).sum(), rtol=1e-5, atol=1e-9)
     if m == n - 1:
-        torch.testing.assert_close(large.squeeze(), torch.linspace(1e-4, 0.02, 1000)[n - 1], rtol=1e-6, atol=0)
+        beta = torch.linspace(1e-4, 0.02, 1000)[n - 1]
+        torch.testing.assert_close(large.squeeze(), beta, rtol=1e-6, atol=0)
 
 
 def test_mixed_variance_is_equation_15():

@@ -5,8 +5,16 @@ from torch import nn
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.predictions import EDM, Clean, Epsilon, Flow, V
 from diffusion_course.diffusion.schedules import (
-    Cosine, Shifted, Straight, VarianceExploding, VariancePreserving, ZeroTerminalSNR, broadcast, cosine_beta,
-    linear_beta)
+    Cosine,
+    Shifted,
+    Straight,
+    VarianceExploding,
+    VariancePreserving,
+    ZeroTerminalSNR,
+    broadcast,
+    cosine_beta,
+    linear_beta,
+)
 
 SCHEDULES = [linear_beta(), cosine_beta(), Cosine(), Straight(), VariancePreserving(), VarianceExploding(),
              ZeroTerminalSNR(linear_beta()), Shifted(linear_beta(), 2.0), Shifted(Straight(), 3.0)]

@@ -4,13 +4,22 @@ import pytest
 import torch
 
 from diffusion_course.diffusion.schedules import (
-    Cosine, DiscreteVP, Shifted, Straight, VarianceExploding, VariancePreserving, ZeroTerminalSNR, broadcast,
-    cosine_beta, linear_beta)
+    Cosine,
+    DiscreteVP,
+    Shifted,
+    Straight,
+    VarianceExploding,
+    VariancePreserving,
+    ZeroTerminalSNR,
+    broadcast,
+    cosine_beta,
+    linear_beta,
+)
 
-ALL = [linear_beta(), linear_beta(50), cosine_beta(), Cosine(), Straight(), VariancePreserving(), VarianceExploding(),
-       ZeroTerminalSNR(linear_beta()), ZeroTerminalSNR(VariancePreserving()), Shifted(Straight(), 3.0),
-       Shifted(Cosine(), 2.0), Shifted(linear_beta(), 2.0), Shifted(VarianceExploding(), 2.0),
-       Shifted(ZeroTerminalSNR(linear_beta()), 2.0)]
+ALL = [linear_beta(), linear_beta(50), cosine_beta(), Cosine(), Straight(), VariancePreserving(),
+       VarianceExploding(), ZeroTerminalSNR(linear_beta()), ZeroTerminalSNR(VariancePreserving()),
+       Shifted(Straight(), 3.0), Shifted(Cosine(), 2.0), Shifted(linear_beta(), 2.0),
+       Shifted(VarianceExploding(), 2.0), Shifted(ZeroTerminalSNR(linear_beta()), 2.0)]
 
 
 def ids(schedule):
@@ -23,7 +32,7 @@ def test_time_runs_from_data_to_noise(schedule):
     alpha, sigma = schedule(t)
     assert alpha[0] == 1 and sigma[0] == 0
     assert (alpha.diff() <= 0).all() and (sigma.diff() >= 0).all()
-    if not hasattr(schedule, "num_steps"):                     # a table has fewer levels than times were asked for
+    if not hasattr(schedule, "num_steps"):                     # a table has fewer levels than times asked for
         assert ((sigma / alpha).diff() > 0).all()
     torch.testing.assert_close(schedule.unit(alpha, sigma), torch.ones_like(t), rtol=1e-6, atol=1e-6)
 
@@ -64,8 +73,10 @@ def test_more_steps_than_a_table_has_are_refused():
 def test_linear_table_is_ddpm(double):
     """The numbers of card 01, computed there with numpy."""
     alpha_bar = linear_beta().alpha ** 2
-    torch.testing.assert_close(alpha_bar[1:], torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0), rtol=1e-6, atol=0)
-    assert alpha_bar[-1] == pytest.approx(4.0e-5, rel=0.02) and alpha_bar[500] == pytest.approx(0.079, abs=0.001)
+    expected = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    torch.testing.assert_close(alpha_bar[1:], expected, rtol=1e-6, atol=0)
+    assert alpha_bar[-1] == pytest.approx(4.0e-5, rel=0.02)
+    assert alpha_bar[500] == pytest.approx(0.079, abs=0.001)
 
 
 def test_cosine_table_is_improved_ddpm(double):
@@ -73,7 +84,8 @@ def test_cosine_table_is_improved_ddpm(double):
     f = [math.cos((n / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for n in range(1001)]
     expected = torch.cumprod(torch.tensor([1 - min(1 - f[n + 1] / f[n], 0.999) for n in range(1000)]), 0)
     torch.testing.assert_close(alpha_bar[1:], expected)
-    assert alpha_bar[-1] == pytest.approx(2.4e-9, rel=0.02) and alpha_bar[500] == pytest.approx(0.494, abs=0.001)
+    assert alpha_bar[-1] == pytest.approx(2.4e-9, rel=0.02)
+    assert alpha_bar[500] == pytest.approx(0.494, abs=0.001)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100, 250, 333, 4000])
@@ -120,7 +132,8 @@ def test_shift_adds_to_the_log_snr():
 def test_karras_times():
     """EDM eq. 5."""
     n = 18
-    expected = [(80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(n)] + [0]
+    top, bottom = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    expected = [(top + i / (n - 1) * (bottom - top)) ** 7 for i in range(n)] + [0]
     torch.testing.assert_close(VarianceExploding().times(n), torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 

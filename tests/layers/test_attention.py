@@ -16,7 +16,8 @@ def test_both_kernels_are_torchs(keys, masked):
     if masked:
         bias[:, :, keys // 2 + 1:] = float("-inf")
     for b in (None, bias):
-        torch.testing.assert_close(attend(q, k, v, b), F.scaled_dot_product_attention(q, k, v, b), rtol=1e-4, atol=1e-5)
+        expected = F.scaled_dot_product_attention(q, k, v, b)
+        torch.testing.assert_close(attend(q, k, v, b), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_is_torchs_multihead():

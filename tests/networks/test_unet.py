@@ -108,8 +108,8 @@ def test_the_first_door_per_sample_and_per_frame(time):
 
 def test_the_second_door():
     net, x, t = small(tokens={"text": Tokens()}), torch.randn(2, 1, 3, 16, 16), torch.rand(2)
-    text = torch.tensor([[1, 2, 3], [4, 0, 0]])
-    change = (net(x, t, text=text) - net(x, t, text=torch.tensor([[1, 2, 3], [4, 0, 1]]))).abs().amax((1, 3, 4))
+    text, other = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([[1, 2, 3], [4, 0, 1]])
+    change = (net(x, t, text=text) - net(x, t, text=other)).abs().amax((1, 3, 4))
     assert (change[0] == 0).all() and (change[1] > 1e-5).all()
 
 
@@ -140,14 +140,17 @@ def test_a_condition_added_to_a_trained_network_is_ignored_at_first(patch):
     assert not torch.allclose(net(x, t, small=torch.randn(2, 1, 8, 8)), before)
 
 
-@pytest.mark.parametrize("doors, right", [({}, {}), ({"embed": {"label": label}}, {"label": torch.tensor([1, 2])}),
-                                          ({"tokens": {"text": Tokens()}}, {"text": torch.ones(2, 3).long()}),
-                                          ({"stack": {"frame": 1}}, {"frame": torch.zeros(2, 1, 16, 16)})])
+@pytest.mark.parametrize("doors, right", [
+    ({}, {}),
+    ({"embed": {"label": label}}, {"label": torch.tensor([1, 2])}),
+    ({"tokens": {"text": Tokens()}}, {"text": torch.ones(2, 3).long()}),
+    ({"stack": {"frame": 1}}, {"frame": torch.zeros(2, 1, 16, 16)})])
 def test_missing_and_surplus_conditions_raise(doors, right):
     """A trap of the prototype: a network built without text ignored it."""
     net, x, t = small(**doors), torch.randn(2, 1, 16, 16), torch.rand(2)
     net(x, t, **right)
-    surplus = [{**right, name: torch.ones(2, 3).long()} for name in ("text", "label", "lable") if name not in right]
+    surplus = [{**right, name: torch.ones(2, 3).long()}
+               for name in ("text", "label", "lable") if name not in right]
     for wrong in surplus + ([{}] if right else []):
         with pytest.raises(ValueError, match="takes the conditions"):
             net(x, t, **wrong)
@@ -166,7 +169,8 @@ def test_wrong_shapes_are_named(x, t, message):
         small()(x, t)
 
 
-@pytest.mark.parametrize("kwargs, message", [({"width": 20}, "multiple of 8"), ({"attend": (True,)}, "attend=")])
+@pytest.mark.parametrize("kwargs, message", [
+    ({"width": 20}, "multiple of 8"), ({"attend": (True,)}, "attend=")])
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

@@ -24,7 +24,8 @@ def test_it_trains_and_draws(kwargs):
     assert all(torch.tensor(losses).isfinite())
     assert any(not torch.equal(p, before[name]) for name, p in recipe.model.named_parameters())
     cond = {"label": torch.tensor([1, 2]), "scale": 3.0} if kwargs.get("classes") else {}
-    for options in ({}, {"steps": 5, "step": ddim_step}, {"steps": 3, "step": heun_step}, {"steps": 4, "step": DPMSolver()}):
+    for options in ({}, {"steps": 5, "step": ddim_step}, {"steps": 3, "step": heun_step},
+                    {"steps": 4, "step": DPMSolver()}):
         x = recipe.draw(2, seed=0, **options, **cond)
         assert x.shape == (2, *recipe.shape) and x.isfinite().all() and x.abs().max() <= 1.5
 

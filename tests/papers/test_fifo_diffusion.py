@@ -45,7 +45,7 @@ def test_bookkeeping(partitions, lookahead):
     levels = recorder.schedule.times(4 * partitions).flip(0)[1:]
     if not lookahead:
         torch.testing.assert_close(torch.cat(recorder.times[:partitions]), levels)
-    else:                                                      # finished frames keep the level of the first place
+    else:                                                      # finished frames keep the first place's level
         torch.testing.assert_close(recorder.times[0], torch.cat([levels[:1], levels[:1], levels[:2]]))
     next(stream)
     assert len(recorder.times) == (passes + 1) * partitions * (2 if lookahead else 1)
@@ -61,7 +61,8 @@ def test_the_first_queue_repeats_the_first_frame_only():
             return super().__call__(x, t)
 
     next(fifo(First(), torch.arange(4.0).reshape(1, 1, 4, 1, 1), 4, lookahead=False, eta=0.0))
-    torch.testing.assert_close(torch.cat(seen[:4]), torch.tensor([0.0] * 13 + [1, 2, 3]), rtol=1e-4, atol=1e-4)
+    expected = torch.tensor([0.0] * 13 + [1, 2, 3])
+    torch.testing.assert_close(torch.cat(seen[:4]), expected, rtol=1e-4, atol=1e-4)
 
 
 def stable_diffusion():
@@ -77,7 +78,10 @@ def autocorrelation(video, lag):                               # video [N, F]
     (1, False, (0.78, 0.62, 0.40)), (2, False, (0.72, 0.48, 0.17)), (4, False, (0.70, 0.44, 0.12)),
     (2, True, (0.77, 0.58, 0.32)), (4, True, (0.74, 0.53, 0.25))])
 def test_memory_on_the_oracle(double, partitions, lookahead, expected):
-    """Autocorrelation at lags 4, 8, 16; the truth is 0.815, 0.663, 0.440 (card 48).  Partitions lose it, lookahead helps."""
+    """Autocorrelation at lags 4, 8, 16; the truth is 0.815, 0.663, 0.440 (card 48).
+
+    Partitions lose it, lookahead helps.
+    """
     oracle, n = OracleAR1(stable_diffusion()), 300
     clip = sample(oracle, torch.randn(n, 1, 16, 1, 1), 64)
     video = torch.stack(list(islice(fifo(oracle, clip, partitions, lookahead), 120)), 2)[:, 0, :, 0, 0]

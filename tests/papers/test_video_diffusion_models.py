@@ -30,16 +30,18 @@ def test_images_beside_a_clip_see_only_themselves():
 
 
 # slope on the exact conditional mean (ideal 1) and size of the jump at the seam (ideal 0.32), of card 13
-@pytest.mark.parametrize("scale, langevin, slope, jump", [(0, 0, 0.56, 0.53), (1, 0, 0.72, 0.42), (2, 0, 0.85, 0.34),
-                                                          (4, 0, 0.99, 0.26), (0, 1, 0.74, 0.44), (2, 1, 0.94, 0.32)])
+@pytest.mark.parametrize("scale, langevin, slope, jump", [
+    (0, 0, 0.56, 0.53), (1, 0, 0.72, 0.42), (2, 0, 0.85, 0.34),
+    (4, 0, 0.99, 0.26), (0, 1, 0.74, 0.44), (2, 1, 0.94, 0.32)])
 def test_extending_a_gaussian_video(double, scale, langevin, slope, jump):
     """Replacement is wrong even for a perfect model; guidance and Langevin mend it."""
     oracle, n, seen = OracleAR1(Cosine()), 4000, 8
     S = oracle.covariance(16)
     start = torch.einsum("ij,nj->ni", torch.linalg.cholesky(S[:seen, :seen]), torch.randn(n, seen))
-    truth = start @ torch.linalg.solve(S[:seen, :seen], S[:seen, seen:])               # the exact conditional mean
+    truth = start @ torch.linalg.solve(S[:seen, :seen], S[:seen, seen:])       # the exact conditional mean
     times = torch.linspace(0.9975, 0.0025, 201)
-    video = vdm.extend(oracle, start[:, None, :, None, None], torch.randn(n, 1, 16, 1, 1), times, scale, langevin)
+    noise = torch.randn(n, 1, 16, 1, 1)
+    video = vdm.extend(oracle, start[:, None, :, None, None], noise, times, scale, langevin)
     new = video[:, 0, seen:, 0, 0]
     assert (truth * new).sum() / truth.square().sum() == pytest.approx(slope, abs=0.05)
     assert (new[:, 0] - start[:, -1]).square().mean().sqrt() == pytest.approx(jump, abs=0.03)

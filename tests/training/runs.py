@@ -1,4 +1,7 @@
-"""A small training run in a process of its own, for tests that kill it or spread it: python runs.py FOLDER [options]."""
+"""A small training run in a process of its own, for tests that kill it or spread it.
+
+python runs.py FOLDER [options]
+"""
 import os
 import signal
 import sys
@@ -18,7 +21,7 @@ def images():
 
 
 def die_at(call: int, when: str):
-    """SIGKILL this process at the n-th write of a checkpoint: with half the file written, or before it has its name."""
+    """SIGKILL this process at the n-th write of a checkpoint: half-way, or before the file has its name."""
     calls, save_file = [], checkpoints.save_file
 
     def deadly(tensors, path, metadata):
@@ -38,8 +41,8 @@ def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
     if die:
         die_at(int(die.split(":")[0]), die.split(":")[1])
     torch.manual_seed(0)
-    trainer = Trainer(ddpm.recipe(width=8, size=16, num_steps=20), folder, steps=int(steps), save_every=int(save_every),
-                      accumulate=int(accumulate), cpu=True, warmup=1)
+    trainer = Trainer(ddpm.recipe(width=8, size=16, num_steps=20), folder, steps=int(steps),
+                      save_every=int(save_every), accumulate=int(accumulate), cpu=True, warmup=1)
     if (Path(folder) / "state.safetensors").exists():
         print("resumed at", trainer.resume(), flush=True)
     print("start", flush=True)

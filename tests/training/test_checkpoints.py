@@ -11,7 +11,14 @@ from torch import nn
 from diffusion_course.papers import ddpm
 from diffusion_course.recipe import Recipe
 from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import CheckpointError, load_model, read, read_header, save_model, write
+from diffusion_course.training.checkpoints import (
+    CheckpointError,
+    load_model,
+    read,
+    read_header,
+    save_model,
+    write,
+)
 
 TINY = {"width": 8, "size": 16, "num_steps": 20}
 
@@ -20,14 +27,16 @@ TINY = {"width": 8, "size": 16, "num_steps": 20}
 def saved(tmp_path):
     recipe = ddpm.recipe(**TINY)
     wake(recipe.model)
-    return recipe, save_model(tmp_path / "model.safetensors", recipe, step=3, data="digits", metrics={"loss": 0.5})
+    path = tmp_path / "model.safetensors"
+    return recipe, save_model(path, recipe, step=3, data="digits", metrics={"loss": 0.5})
 
 
 def test_a_checkpoint_is_all_one_needs(saved):
     recipe, path = saved
     loaded = load_model(path)
     assert loaded.origin == recipe.origin and not loaded.model.training
-    torch.testing.assert_close(loaded.draw(2, seed=0), recipe.draw(2, seed=0), rtol=2e-2, atol=2e-2)   # half precision
+    # half precision
+    torch.testing.assert_close(loaded.draw(2, seed=0), recipe.draw(2, seed=0), rtol=2e-2, atol=2e-2)
     header = read_header(path)
     assert header["step"] == 3 and header["data"] == "digits" and header["metrics"] == {"loss": 0.5}
     assert header["versions"]["torch"] == torch.__version__
@@ -90,8 +99,9 @@ def test_a_broken_header(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("paper, kwargs, message", [
-    ("os", {}, "there is no paper 'os'"), ("os.system", {}, "there is no paper"), ("../cli", {}, "there is no paper"),
-    ("ddpm", {"widht": 8}, "widht"), ("ddpm", {"width": 30}, "multiple of 8"), ("ddpm", {"width": "8"}, "cannot be made")])
+    ("os", {}, "there is no paper 'os'"), ("os.system", {}, "there is no paper"),
+    ("../cli", {}, "there is no paper"), ("ddpm", {"widht": 8}, "widht"),
+    ("ddpm", {"width": 30}, "multiple of 8"), ("ddpm", {"width": "8"}, "cannot be made")])
 def test_a_header_that_makes_no_recipe(tmp_path, paper, kwargs, message):
     path = write(tmp_path / "a.safetensors", {"w": torch.zeros(2)}, {"paper": paper, "kwargs": kwargs})
     with pytest.raises(CheckpointError, match=message):

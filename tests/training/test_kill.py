@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from diffusion_course.training import checkpoints
-from diffusion_course.training.trainer import read_log
+from diffusion_course.training.state import read_log
 
 SCRIPT = Path(__file__).with_name("runs.py")
 
 
 def start(folder, **options):
     arguments = [f"{key}={value}" for key, value in options.items()]
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), *arguments], stdout=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), *arguments],
+                            stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def finish(process):

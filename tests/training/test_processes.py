@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_course.training import checkpoints
-from diffusion_course.training.trainer import read_log
+from diffusion_course.training.state import read_log
 
 SCRIPT = Path(__file__).with_name("runs.py")
 
@@ -22,8 +22,9 @@ def free_port():
 
 def run(launcher, folder, **options):
     arguments = [f"{key}={value}" for key, value in options.items()]
-    done = subprocess.run([sys.executable, *launcher, str(SCRIPT), str(folder), *arguments], capture_output=True, text=True,
-                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return read_log(folder / "log.jsonl"), checkpoints.read(folder / "state.safetensors")[0]
 
@@ -37,8 +38,9 @@ def one(tmp_path_factory):
 def test_two_processes_equal_one(tmp_path, one, launcher):
     port = str(free_port())
     command = {"torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"],
-               "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-                              "--mixed_precision=no", "--dynamo_backend=no", "--multi_gpu", f"--main_process_port={port}"]}
+               "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2",
+                              "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
+                              "--multi_gpu", f"--main_process_port={port}"]}
     if launcher == "accelerate":
         command["accelerate"].remove("--multi_gpu")
     losses, tensors = run(command[launcher], tmp_path, steps=8)

@@ -12,14 +12,16 @@ from diffusion_course.papers import ddpm
 from diffusion_course.recipe import Recipe
 from diffusion_course.training import checkpoints
 from diffusion_course.training.checkpoints import CheckpointError
-from diffusion_course.training.trainer import NonFiniteLoss, Trainer, read_log
+from diffusion_course.training.state import read_log
+from diffusion_course.training.trainer import NonFiniteLoss, Trainer
 
 TINY = {"width": 8, "size": 16, "num_steps": 20}
 
 
 def images(n=50):
     generator = torch.Generator().manual_seed(0)
-    return Images("noise", torch.randint(0, 256, (n, 1, 16, 16), generator=generator).byte(), torch.arange(n) % 10)
+    x = torch.randint(0, 256, (n, 1, 16, 16), generator=generator).byte()
+    return Images("noise", x, torch.arange(n) % 10)
 
 
 def trainer(folder=None, **kwargs):
@@ -101,7 +103,8 @@ def test_ctrl_c_saves_a_whole_step_and_says_where(tmp_path, capsys, when):
     del p
     if when == "inside a step":
         assert f"step 6 is saved in {tmp_path}" in capsys.readouterr().out
-    else:                                                      # the loop's body was interrupted: close the generator
+    else:
+        # the loop's body was interrupted: close the generator
         import gc
         gc.collect()
     again = trainer(tmp_path)
@@ -109,6 +112,11 @@ def test_ctrl_c_saves_a_whole_step_and_says_where(tmp_path, capsys, when):
     whole = trainer()
     assert run(whole)[6:] == run(again)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_trainers_of_other_precision_may_follow_one_another():
+    for precision in ("no", "bf16", "no"):
+        assert torch.tensor(run(trainer(precision=precision), 3)).isfinite().all()
 
 
 def test_training_in_a_thread_needs_no_signals():
@@ -153,7 +161,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_causes(tmp_path):
         return good(batch) * (float("inf") if t.step == 9 else 1)
 
     t.recipe.loss = loss
-    with pytest.raises(NonFiniteLoss, match="became inf at step 10; the last good state is that of step 8 .*learning rate"):
+    message = "became inf at step 10; the last good state is that of step 8 .*learning rate"
+    with pytest.raises(NonFiniteLoss, match=message):
         run(t)
     assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 8
     assert all(x.isfinite().all() for x in checkpoints.read(tmp_path / "state.safetensors")[0].values())
@@ -178,7 +187,8 @@ def test_losses_come_to_the_host_only_when_they_are_looked_at(monkeypatch):
 
 def test_learning_rate_warms_up_and_falls_to_zero():
     t = trainer(lr=1.0, steps=1000, warmup=100)
-    assert t.learning_rate(0) == pytest.approx(0.01, rel=1e-3) and t.learning_rate(99) == pytest.approx(1, rel=0.03)
+    assert t.learning_rate(0) == pytest.approx(0.01, rel=1e-3)
+    assert t.learning_rate(99) == pytest.approx(1, rel=0.03)
     assert t.learning_rate(500) == pytest.approx(0.5) and t.learning_rate(1000) == 0
     assert Trainer(ddpm.recipe(**TINY), lr=0.5).learning_rate(10**6) == 0.5
 
@@ -262,7 +272,7 @@ def test_the_bar_is_one_line_with_the_loss(capsys):
 
 
 def test_the_bar_asks_for_the_loss_twice_a_second_at_most():
-    from diffusion_course.training.trainer import Bar
+    from diffusion_course.training.terminal import Bar
     asked = []
 
     class Loss:

@@ -1,0 +1,211 @@
+"""`fetch` against a server on this machine that misbehaves in every way a mirror can."""
+import gzip
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from diffusion_course.data.download import DownloadError, cache_folder, fetch
+
+PLAIN = bytes(range(256)) * 1000
+FILE = gzip.compress(PLAIN, 0, mtime=0)                        # 256 kB: several blocks
+MD5 = hashlib.md5(PLAIN).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.seen.append((self.path, self.headers.get("Range")))
+        name, _, number = self.path[1:].partition("-")
+        self.close_connection = True
+        getattr(self, name)(*[int(number)] if number else [])
+
+    def log_message(self, *args):
+        pass
+
+    def head(self, status=200, **headers):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def good(self, stop=None, data=FILE):
+        """The file, or the range that is asked for; `stop` cuts the connection after so many bytes."""
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if start >= len(data):
+            return self.head(416, Content_Length=0)
+        self.head(206 if start else 200, Content_Length=len(data) - start)
+        self.wfile.write(data[start:][:stop])
+
+    def deaf(self):
+        self.head(Content_Length=len(FILE))
+        self.wfile.write(FILE)
+
+    def other(self):
+        self.good(data=gzip.compress(PLAIN[::-1]))
+
+    def broken(self):
+        self.good(data=FILE[:-20] + bytes(20))
+
+    def html(self):
+        self.good(data=b"<html>Log in to the hotel's network</html>")
+
+    def missing(self):
+        self.head(404, Content_Length=0)
+
+    def loop(self):
+        self.head(302, Location=self.path, Content_Length=0)
+
+    def hang(self):
+        self.server.released.wait(10)
+
+    def stall(self):
+        self.head(Content_Length=len(FILE))
+        self.wfile.write(FILE[:100_000])
+        self.server.released.wait(10)
+
+    def silent(self):
+        pass
+
+    def garbage(self):
+        self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    def chunked(self):
+        self.head(Transfer_Encoding="chunked")
+        self.wfile.write(b"10000\r\n" + FILE[:1000])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("DIFFUSION_COURSE_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen, server.released = [], threading.Event()
+    server.urls = lambda *names: [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def refused(urls, path, md5=MD5):
+    """What fetch says when it fails, having left nothing under the final name."""
+    with pytest.raises(DownloadError) as caught:
+        fetch(urls, path, md5, timeout=0.5)
+    assert not path.exists()
+    return str(caught.value)
+
+
+def part(path):
+    return path.with_name(path.name + ".part")
+
+
+def test_a_file_is_fetched_into_a_new_folder(server, tmp_path):
+    path = tmp_path / "new" / "folder" / "file.gz"
+    assert fetch(server.urls("good"), path, MD5) == path
+    assert path.read_bytes() == FILE and list(path.parent.iterdir()) == [path]
+    assert server.seen == [("/good", None)]
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("other", f"the MD5 of its content is {hashlib.md5(PLAIN[::-1]).hexdigest()}, expected {MD5}"),
+    ("html", "the MD5 of its content is"), ("broken", "not a whole gzip file"), ("missing", "404"),
+    ("loop", "redirect"), ("hang", "timed out"), ("garbage", "SSH-2.0"), ("silent", "closed connection")])
+def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(server, tmp_path, name, reason):
+    path = tmp_path / "file.gz"
+    message = refused(server.urls(name), path)
+    assert message.startswith("file.gz could not be fetched:\n") and server.urls(name)[0] + ": " in message
+    assert reason in message and message.count("\n") == 1
+    assert not part(path).exists(), "nothing of it may be continued"
+    fetch(server.urls(name, "good"), path, MD5, timeout=0.5)
+    assert path.read_bytes() == FILE and not part(path).exists()
+
+
+def test_every_mirror_is_listed_with_what_it_did(server, tmp_path):
+    urls = server.urls("missing", "other", "good-1000")
+    lines = refused(urls, tmp_path / "file.gz").splitlines()
+    assert len(lines) == 4
+    for url, reason, line in zip(urls, ("404", "MD5", f"closed after 1000 of {len(FILE)} bytes"), lines[1:]):
+        assert url in line and reason in line
+
+
+def test_a_dead_mirror(server, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}/file.gz"
+    assert "refused" in refused([dead], tmp_path / "file.gz")
+    assert fetch([dead, *server.urls("good")], tmp_path / "file.gz", MD5).read_bytes() == FILE
+
+
+@pytest.mark.parametrize("stop", [0, 1, 65_536, 100_000, len(FILE) - 1])
+def test_a_cut_download_is_continued(server, tmp_path, stop):
+    path = tmp_path / "file.gz"
+    assert f"closed after {stop} of {len(FILE)} bytes" in refused(server.urls(f"good-{stop}"), path)
+    assert part(path).read_bytes() == FILE[:stop]
+    fetch(server.urls("good"), path, MD5)
+    assert path.read_bytes() == FILE and not part(path).exists()
+    assert server.seen[-1] == ("/good", f"bytes={stop}-" if stop else None)
+
+
+def test_a_download_cut_again_and_again_gets_there(server, tmp_path):
+    path = tmp_path / "file.gz"
+    fetch(server.urls(*["good-60000"] * 5), path, MD5)
+    assert path.read_bytes() == FILE
+    assert [asked for _, asked in server.seen] == [None] + [f"bytes={60_000 * n}-" for n in (1, 2, 3, 4)]
+
+
+def test_a_download_that_stalls_is_continued(server, tmp_path):
+    path = tmp_path / "file.gz"
+    assert "timed out" in refused(server.urls("stall"), path)
+    kept = part(path).stat().st_size
+    assert 0 < kept <= 100_000
+    fetch(server.urls("good"), path, MD5)
+    assert path.read_bytes() == FILE and server.seen[-1][1] == f"bytes={kept}-"
+
+
+def test_a_cut_chunked_download(server, tmp_path):
+    assert "IncompleteRead" in refused(server.urls("chunked"), tmp_path / "file.gz")
+
+
+def test_a_server_that_ignores_the_range(server, tmp_path):
+    path = tmp_path / "file.gz"
+    refused(server.urls("good-100000"), path)
+    assert fetch(server.urls("deaf"), path, MD5).read_bytes() == FILE
+    assert server.seen[-1] == ("/deaf", "bytes=100000-")
+
+
+@pytest.mark.parametrize("left", [FILE, FILE + b"more", bytes(1000)], ids=["whole", "too long", "wrong"])
+def test_what_was_left_by_an_earlier_call(server, tmp_path, left):
+    path = tmp_path / "file.gz"
+    part(path).write_bytes(left)
+    assert fetch(server.urls("good", "good"), path, MD5).read_bytes() == FILE
+    assert len(server.seen) == (1 if left == FILE else 2)
+
+
+def test_offline(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_COURSE_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="file.gz was not fetched: DIFFUSION_COURSE_OFFLINE is set"):
+        fetch(server.urls("good"), tmp_path / "file.gz", MD5)
+    assert not server.seen and not list(tmp_path.iterdir())
+    monkeypatch.setenv("DIFFUSION_COURSE_OFFLINE", "0")
+    assert fetch(server.urls("good"), tmp_path / "file.gz", MD5).exists()
+
+
+def test_a_folder_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "exists" in refused(server.urls("good"), tmp_path / "file" / "file.gz")
+
+
+def test_the_cache_is_the_users_where_there_is_no_clone(monkeypatch, tmp_path):
+    from diffusion_course.data import download
+    monkeypatch.setattr(download, "repository_data", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "diffusion_course"
+    monkeypatch.setattr(download, "repository_data", lambda: tmp_path)
+    assert cache_folder() == tmp_path
