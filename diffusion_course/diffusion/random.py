@@ -47,6 +47,14 @@ def rand(*shape: int, device=None) -> Tensor:
     return _draw(torch.rand, shape, device)
 
 
+def strata(batch: int, device=None) -> Tensor:
+    """Uniform in [0, 1), one number in each of B equal intervals: [B], in rising order."""
+    def make(shape, device, generator=None):
+        place = torch.arange(shape[0], device=device) + torch.rand(shape, device=device, generator=generator)
+        return (place / shape[0]).clamp(max=1 - 2**-24)        # rounding may not reach 1
+    return _draw(make, (batch,), device)
+
+
 def randn(*shape: int, device=None) -> Tensor:
     """Standard normal; the first axis is the batch."""
     return _draw(torch.randn, shape, device)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .random import rand, randn
+from .random import rand
 
 
 def broadcast(a: Tensor, x: Tensor) -> Tensor:
@@ -44,8 +44,12 @@ class Schedule(nn.Module):
         return torch.linspace(self.t_max, 0, check_steps(steps) + 1)
 
     def draw(self, batch: int, device=None) -> Tensor:
-        """Times to train on, [B]; uniform over (0, t_max]."""
-        return self.t_max * (1 - rand(batch, device=device))
+        """Times to train on, [B]."""
+        return self.quantile(rand(batch, device=device))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) -> times distributed as in training: uniform over (0, t_max]."""
+        return self.t_max * (1 - u)
 
     def label(self, t: Tensor) -> Tensor:
         """What the network is told about t; of order one, so embeddings are shared."""
@@ -82,9 +86,9 @@ class DiscreteVP(Schedule):
             raise ValueError(f"steps={steps} is more than the {self.num_steps} this schedule has")
         return (super().times(steps) * self.num_steps).round() / self.num_steps
 
-    def draw(self, batch, device=None):
+    def quantile(self, u):
         """Uniform over 1/N, 2/N, ..., 1 (DDPM algorithm 1)."""
-        return (1 + (rand(batch, device=device) * self.num_steps).floor()) / self.num_steps
+        return (1 + (u * self.num_steps).floor()) / self.num_steps
 
 
 def linear_beta(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> DiscreteVP:
@@ -155,9 +159,9 @@ class VarianceExploding(Schedule):
         times = (self.t_max ** (1 / rho) + ramp * (t_min ** (1 / rho) - self.t_max ** (1 / rho))) ** rho
         return torch.cat([times, times.new_zeros(1)])
 
-    def draw(self, batch, device=None, mean=-1.2, std=1.2):
+    def quantile(self, u, mean=-1.2, std=1.2):
         """Log-normal (EDM table 1): most training where there is most to learn."""
-        return (mean + std * randn(batch, device=device)).exp().clamp(max=self.t_max)
+        return (mean + std * torch.special.ndtri(u.clamp_min(1e-6))).exp().clamp(max=self.t_max)
 
     def label(self, t):
         return t.clamp_min(1e-8).log() / 4                     # c_noise
@@ -178,8 +182,8 @@ class Wrapper(Schedule):
     def times(self, steps):
         return self.schedule.times(steps)
 
-    def draw(self, batch, device=None):
-        return self.schedule.draw(batch, device)
+    def quantile(self, u):
+        return self.schedule.quantile(u)
 
     def label(self, t):
         return self.schedule.label(t)

@@ -83,7 +83,7 @@ class UNet(nn.Module):
         if len(attend) != len(multipliers):
             raise ValueError(f"attend={attend} needs one entry for each of the {len(multipliers)} levels of "
                              f"multipliers={multipliers}")
-        if width % 8:
+        if width < 8 or width % 8:
             raise ValueError(f"width={width} must be a multiple of 8 (the groups of its normalisation)")
         dim, widths = 4 * width, [width * m for m in multipliers]
         self.doors = Doors(dim, embed, tokens, stack)

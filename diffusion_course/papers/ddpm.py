@@ -10,7 +10,7 @@ both.  Left out: importance-sampled times for training on the bound alone (eq. 1
 import torch
 from torch import nn
 
-from ..diffusion.denoiser import Denoiser
+from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import CFG, Clip, drop_condition
 from ..diffusion.predictions import Epsilon
 from ..diffusion.samplers import ancestral_step, sample
@@ -33,7 +33,7 @@ def recipe(width: int = 48, channels: int = 1, size: int = 32, num_steps: int = 
     net = UNet(channels, channels * (2 if learned_variance else 1), width, (1, 2, 2),
                attend=(False, True, True), patch=2, dropout=dropout, embed=embed)
     schedule = cosine_beta(num_steps) if cosine else linear_beta(num_steps)
-    denoiser = Denoiser(net, schedule, Epsilon(), learned_variance=learned_variance)
+    denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule), learned_variance=learned_variance)
     null = {"label": torch.tensor(classes)} if classes else {}
 
     def loss(batch):                                           # algorithm 1

@@ -37,9 +37,10 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Pat
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error}); "
                       "what was there before is unchanged") from error
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 

@@ -12,9 +12,9 @@ from .checkpoints import CheckpointError
 
 
 def save(trainer) -> None:
-    """Write log, state (to resume from) and model (to sample from) into the run's folder, in that order.
+    """Write log, model (to sample from) and state (to resume from) into the run's folder, in that order.
 
-    A run that is killed in between has a log that is longer than its state, which resuming cuts off.
+    A run that is killed in between has a log and a model ahead of its state; resuming mends both.
     """
     folder, recipe = trainer.folder, trainer.recipe
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,9 +30,9 @@ def save(trainer) -> None:
     header = {"kind": "state", **checkpoints.origin_header(recipe), **trainer.summary(),
               "settings": trainer.settings(), "ema_updates": trainer.ema.updates,
               "scaler": scaler.state_dict() if scaler else None}
+    checkpoints.save_model(folder / "model.safetensors", recipe, **trainer.summary())
     checkpoints.write(folder / "state.safetensors", tensors, header)
     trainer.saved = trainer.step
-    checkpoints.save_model(folder / "model.safetensors", recipe, **trainer.summary())
 
 
 def load(trainer) -> None:

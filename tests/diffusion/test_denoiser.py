@@ -39,6 +39,8 @@ def test_the_times_to_train_on_are_the_schedules_own(denoiser, low, high):
 def test_stratified_times_are_one_per_interval():
     t = stratified(Cosine())(64)
     assert ((1 - t) * 64).floor().sort().values.tolist() == list(range(64))
+    n = torch.cat([stratified(linear_beta(8))(16) for _ in range(500)]) * 8
+    assert n.round().long().bincount().tolist() == [0] + [1000] * 8            # exactly uniform on the table
 
 
 def test_logit_normal_times():

@@ -1,6 +1,6 @@
 import torch
 
-from diffusion_course.diffusion.random import rand, randn, randn_like, rows_of
+from diffusion_course.diffusion.random import rand, randn, randn_like, rows_of, strata
 
 
 def test_outside_it_is_torchs_own():
@@ -15,7 +15,7 @@ def test_outside_it_is_torchs_own():
 def test_parts_of_a_batch_draw_parts_of_one_stream():
     def draw(start, count):
         with rows_of(start, 8, torch.Generator().manual_seed(1)):
-            return rand(count), randn(count, 3), rand(count)
+            return rand(count), randn(count, 3), rand(count), strata(count)
     whole, first, second = draw(0, 8), draw(0, 3), draw(3, 5)
     for w, a, b in zip(whole, first, second):
         assert torch.equal(w, torch.cat([a, b]))
