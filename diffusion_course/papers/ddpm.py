@@ -19,14 +19,14 @@ from ..networks.unet import UNet
 from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
-    "smoke": Preset(steps=60, batch_size=32, recipe={"width": 16}),
-    "laptop": Preset(steps=3000, batch_size=64),
-    "t4": Preset(steps=20_000, batch_size=128, lr=1e-3, recipe={"width": 64}),
+    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
+    "laptop": Preset(steps=3400, batch_size=64, lr=4e-3),
+    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
 }
 
 
 @paper
-def recipe(width: int = 48, channels: int = 1, size: int = 32, num_steps: int = 1000, cosine: bool = False,
+def recipe(width: int = 32, channels: int = 1, size: int = 32, num_steps: int = 1000, cosine: bool = False,
            learned_variance: bool = False, classes: int = 0, dropout: float = 0.0) -> Recipe:
     """num_steps is N of the schedule; with classes > 0 it takes a `label` (as Improved DDPM on ImageNet)."""
     embed = {"label": lambda dim: nn.Embedding(classes + 1, dim)} if classes else None

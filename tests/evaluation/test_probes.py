@@ -35,12 +35,13 @@ def test_the_shipped_probe():
     path = probes.checkpoint()
     assert path.stat().st_size < 1e6
     probe = probes.load_probe()
-    assert probes.accuracy(probe, builtin_digits("test")) > 0.6                # digits it has never seen the like of
+    assert probes.accuracy(probe, builtin_digits("test")) > 0.6            # another hand, another pen
     noise = probes.reading(probe, torch.randn(256, 1, 32, 32).clamp(-1, 1))
     assert noise["n"] == 256
 
 
-@pytest.mark.skipif(not Path(os.environ.get("DIFFUSION_COURSE_DATA", "."), "mnist").is_dir(), reason="needs MNIST")
+@pytest.mark.skipif(not Path(os.environ.get("DIFFUSION_COURSE_DATA", "."), "mnist").is_dir(),
+                    reason="needs MNIST")
 def test_the_shipped_probe_reads_mnist():
     test = mnist("test")
     assert probes.accuracy(probes.load_probe(), test) >= 0.99

@@ -170,7 +170,7 @@ def test_wrong_shapes_are_named(x, t, message):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    ({"width": 20}, "multiple of 8"), ({"attend": (True,)}, "attend=")])
+    ({"width": 20}, "multiple of 8"), ({"width": -8}, "multiple of 8"), ({"attend": (True,)}, "attend=")])
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

@@ -80,7 +80,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, unbroken, die):
     assert process.returncode == -signal.SIGKILL
     readable(tmp_path)
     out = finish(start(tmp_path))
-    if not die.startswith("1"):                                # neither the third model nor the third state counts
+    if not die.startswith("1"):                                # neither the third model nor state counts
         assert "resumed at 4" in out
     assert_equal(state(tmp_path), unbroken)
     assert not list(tmp_path.glob(".*part")), "a half-written file was left behind"
