@@ -29,18 +29,15 @@ def stepper(sampler: str):
     return samplers.DPMSolver() if sampler == "dpm++" else getattr(samplers, f"{sampler}_step")
 
 
-def checkpoint_folder() -> Path:
-    from .data.download import repository_data
-    return (repository_data() or Path("data")) / "checkpoints"
-
-
 # ---- papers, data, doctor
 
 @app.command("papers")
 def show_papers(as_json: Json = False):
     """List the papers that can be trained."""
+    from .training.checkpoints import shipped
+
     rows = [{"paper": name, "citation": papers.citation(name),
-             "checkpoint": (checkpoint_folder() / f"{name}.safetensors").exists()} for name in papers.names()]
+             "checkpoint": shipped(name).exists()} for name in papers.names()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -243,11 +240,11 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     import torch
 
     from .data import media
-    from .training.checkpoints import load_model
+    from .training.checkpoints import load_model, locate
 
     if sampler not in (None, *SAMPLERS):
         raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
-    path = find_checkpoint(what)
+    path = locate(what)
     recipe = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
     video = len(recipe.shape) == 4
     out = media.check_format(out or ("samples.gif" if video else "samples.png"), video)
@@ -266,24 +263,6 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     began = time.monotonic()
     written = media.write(out, recipe.draw(num, seed, **options))
     print(f"{num} samples of {recipe.origin.paper} in {time.monotonic() - began:.1f} s -> {written}")
-
-
-def find_checkpoint(what: str) -> Path:
-    """A model file, the model of a run's folder, or a paper's checkpoint: shipped, else of its last run."""
-    path = Path(what)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if path.suffix or path.exists():
-        return path
-    if what not in papers.names():
-        raise ValueError(f"{what!r} is neither a checkpoint, nor the folder of a run, nor a paper "
-                         f"({', '.join(papers.names())})")
-    places = [checkpoint_folder() / f"{what}.safetensors", Path("runs") / what / "model.safetensors"]
-    for place in places:
-        if place.exists():
-            return place
-    raise ValueError(f"there is no checkpoint of {what} yet ({' or '.join(map(str, places))}); "
-                     f"train one: diffusion-course train {what}")
 
 
 def version(show: bool):

@@ -471,15 +471,15 @@ def test_a_checkpoint_that_is_not_there(what, message):
 
 
 def test_a_paper_without_a_checkpoint_says_how_to_train_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "checkpoint_folder", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(checkpoints, "shipped", lambda name: tmp_path / "nowhere" / name)
     line = fails("sample", "ddpm", code=1)
     assert "there is no checkpoint of ddpm yet" in line and "diffusion-course train ddpm" in line
 
 
 def test_a_shipped_checkpoint_goes_before_a_run(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "checkpoint_folder", lambda: tmp_path)
+    monkeypatch.setattr(checkpoints, "shipped", lambda name: tmp_path / f"{name}.safetensors")
     (tmp_path / "ddpm.safetensors").write_bytes((plain / "model.safetensors").read_bytes())
-    assert cli.find_checkpoint("ddpm") == tmp_path / "ddpm.safetensors"
+    assert checkpoints.locate("ddpm") == tmp_path / "ddpm.safetensors"
     assert json.loads(done("papers", "--json"))[papers.names().index("ddpm")]["checkpoint"]
 
 

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-FORMATS = (".png", ".gif", ".mp4", ".npy")
-
 
 def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
     """Images [N, C, H, W] or videos [N, C, F, H, W] in [-1, 1] -> uint8 [(F,) H', W', 3], one pixel apart."""

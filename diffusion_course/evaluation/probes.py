@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.download import repository_data
 from ..data.images import Images
 from ..training import checkpoints
 
@@ -77,13 +76,9 @@ def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
             "counts": counts.tolist(), "largest_share": (counts.max() / len(x)).item()}
 
 
-def checkpoint() -> Path:
-    return (repository_data() or Path("data")) / "checkpoints" / "digit_probe.safetensors"
-
-
 def load_probe(path: str | Path | None = None) -> DigitProbe:
     """The trained probe, from the repository's checkpoint unless another is named."""
-    path = Path(path or checkpoint())
+    path = Path(path or checkpoints.shipped("digit_probe"))
     tensors, header = checkpoints.read(path)
     if header.get("kind") != "digit probe":
         raise checkpoints.CheckpointError(f"{path}: not a digit probe")
@@ -97,15 +92,15 @@ def main() -> None:
     from ..data.mnist import mnist
 
     data, test = mnist("train"), mnist("test")
-    probe = train_probe(data, bar=True)
+    probe, path = train_probe(data, bar=True), checkpoints.shipped("digit_probe")
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in probe.state_dict().items()}
     facts = {"kind": "digit probe", "data": data.name, "seed": 0, "device": "cpu"}
-    checkpoints.write(checkpoint(), tensors, facts)
-    images = test[torch.arange(len(test))]["x"]
-    metrics = {"accuracy": accuracy(load_probe(), test), "real": reading(load_probe(), images)}
-    checkpoints.write(checkpoint(), tensors, facts | {"metrics": metrics})
-    checkpoints.write_card(checkpoint())
-    print(f"accuracy on {len(test)} test images: {metrics['accuracy']:.4f} -> {checkpoint()}")
+    checkpoints.write(path, tensors, facts)
+    probe = load_probe(path)                                   # what is measured is what is kept
+    real = reading(probe, test[torch.arange(len(test))]["x"])
+    checkpoints.write(path, tensors, facts | {"metrics": {"accuracy": accuracy(probe, test), "real": real}})
+    card = checkpoints.write_card(path)
+    print(f"accuracy on {len(test)} test images: {accuracy(probe, test):.4f} -> {path}, {card}")
 
 
 if __name__ == "__main__":

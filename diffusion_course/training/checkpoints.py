@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__, papers
+from ..data.download import repository_data
 from ..recipe import Recipe
 
 KEY = "diffusion_course"  # of our JSON in the file's metadata
@@ -35,6 +36,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Pat
         save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        part.chmod(0o644)                                      # safetensors keeps its files to their owner
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: could not be written ({error}); "
@@ -92,6 +94,29 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
         raise CheckpointError(f"{path} does not fit its model: " + "; ".join(faults[:5]) +
                               (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
     model.load_state_dict(tensors)
+
+
+def shipped(name: str) -> Path:
+    """Where the repository keeps the checkpoint of that name."""
+    return (repository_data() or Path("data")) / "checkpoints" / f"{name}.safetensors"
+
+
+def locate(what: str) -> Path:
+    """A model file, the model of a run's folder, or a paper's checkpoint: shipped, else of its last run."""
+    path = Path(what)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if path.suffix or path.exists():
+        return path
+    if what not in papers.names():
+        raise ValueError(f"{what!r} is neither a checkpoint, nor the folder of a run, nor a paper "
+                         f"({', '.join(papers.names())})")
+    places = [shipped(what), Path("runs") / what / "model.safetensors"]
+    for place in places:
+        if place.exists():
+            return place
+    raise ValueError(f"there is no checkpoint of {what} yet ({' or '.join(map(str, places))}); "
+                     f"train one: diffusion-course train {what}")
 
 
 def origin_header(recipe: Recipe) -> dict[str, Any]:

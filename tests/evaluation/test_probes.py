@@ -6,6 +6,7 @@ import torch
 
 from diffusion_course.data.mnist import builtin_digits, mnist
 from diffusion_course.evaluation import probes
+from diffusion_course.training import checkpoints
 from diffusion_course.training.checkpoints import CheckpointError, write
 
 
@@ -32,7 +33,7 @@ def test_it_learns():
 
 
 def test_the_shipped_probe():
-    path = probes.checkpoint()
+    path = checkpoints.shipped("digit_probe")
     assert path.stat().st_size < 1e6
     probe = probes.load_probe()
     assert probes.accuracy(probe, builtin_digits("test")) > 0.6            # another hand, another pen
