@@ -1,7 +1,7 @@
-"""How well samples can be read: python tests/benchmarks/quality.py [CHECKPOINT] [--n 256] [--out FOLDER] [--card].
+"""How well samples can be read: python tests/benchmarks/quality.py [CHECKPOINT] [--out FOLDER] [--card].
 
-256 unselected samples, the same noise for every sampler, read by the digit probe.  With --card the result goes
-into the card beside the checkpoint.
+256 unselected samples, the same noise for every sampler, read by the digit probe.  With --card the result
+goes into the card beside the checkpoint.
 """
 import argparse
 import time
