@@ -10,7 +10,10 @@ from torch import Tensor
 
 @contextmanager
 def interrupts_held():
-    """Ctrl-C (or SIGTERM) inside this block takes effect at its end, so that a step is never half done."""
+    """Ctrl-C (or SIGTERM) inside this block takes effect at its end, so that a step is never half done.
+
+    A signal that is ignored, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -20,7 +23,9 @@ def interrupts_held():
         caught.append(number)
         signal.signal(number, before[number])                  # a second one is not held
 
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM)
+              if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, hold) for number in heeded}
     try:
         yield
     finally:

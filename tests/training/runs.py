@@ -45,6 +45,7 @@ def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
                       save_every=int(save_every), accumulate=int(accumulate), cpu=True, warmup=1)
     if (Path(folder) / "state.safetensors").exists():
         print("resumed at", trainer.resume(), flush=True)
+    print("processes", trainer.accelerator.num_processes, flush=True)
     print("start", flush=True)
     for progress in trainer.run(images().batches(int(batch_size))):
         print("step", progress.step, flush=True)
