@@ -40,7 +40,8 @@ def one(tmp_path_factory):
 @pytest.mark.parametrize("launcher", [
     ["torch.distributed.run", "--nproc_per_node=2", "--master_port={port}"],
     ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-     "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port={port}"]], ids=["torchrun", "accelerate"])
+     "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port={port}"]],
+    ids=["torchrun", "accelerate"])
 def test_two_processes_equal_one(tmp_path, one, launcher):
     """The same random numbers and gradients, up to rounding, which Adam's first steps magnify."""
     port = free_port()
