@@ -1,5 +1,6 @@
 """Shared by all tests: quiet threads, no network, a toy network and a way to wake zero-initialised layers."""
 import os
+import signal
 
 os.environ.setdefault("DIFFUSION_COURSE_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -10,6 +11,7 @@ from torch import nn
 
 from diffusion_course.diffusion.schedules import broadcast
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 

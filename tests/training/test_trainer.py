@@ -86,24 +86,16 @@ def test_leaving_the_loop_saves(tmp_path):
     assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 3
 
 
-@pytest.fixture
-def interruptible():
-    """Tests that run in the background ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_an_ignored_ctrl_c_stays_ignored(interruptible):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    t = trainer()
+def test_an_ignored_ctrl_c_stays_ignored():
+    before, t = signal.signal(signal.SIGINT, signal.SIG_IGN), trainer()
     for _ in t.run(images().batches(8)):
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     assert t.step == 12
 
 
 @pytest.mark.parametrize("when", ["inside a step", "between steps"])
-def test_ctrl_c_saves_a_whole_step_and_says_where(interruptible, tmp_path, capsys, when):
+def test_ctrl_c_saves_a_whole_step_and_says_where(tmp_path, capsys, when):
     t, batches = trainer(tmp_path, save_every=100), images().batches(8)
 
     class Interrupting:
@@ -143,7 +135,7 @@ def test_training_in_a_thread_needs_no_signals():
     assert len(found[0]) == 2
 
 
-def test_a_second_ctrl_c_does_not_wait_and_keeps_what_was_saved(interruptible, tmp_path):
+def test_a_second_ctrl_c_does_not_wait_and_keeps_what_was_saved(tmp_path):
     t, batches = trainer(tmp_path), images().batches(8)
 
     class Stubborn:
