@@ -145,8 +145,10 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
                       facts={"data": images.name, "preset": preset, "batch_size": numbers.batch_size})
     trainer.sample_options = quick_options(recipe, trainer.samples)
     if begun:
-        print(f"going on from step {trainer.resume()} of {out}")
+        trainer.resume()
     if trainer.main:
+        if begun:
+            print(f"going on from step {trainer.step} of {out}")
         weights = sum(p.numel() for p in trainer.weights.values())
         print(f"{name} ({preset}): {weights / 1e6:.2f} M weights, {numbers.steps} steps of "
               f"{numbers.batch_size} on {images.name}, {trainer.device}, {torch.get_num_threads()} threads "

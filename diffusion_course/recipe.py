@@ -38,7 +38,7 @@ class Recipe:
     origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        if self.autoencoder is not None:
+        if self.autoencoder is not None and self.autoencoder not in self.frozen:
             self.frozen = (*self.frozen, self.autoencoder)
         for part in self.frozen:
             part.eval().requires_grad_(False)

@@ -71,6 +71,8 @@ def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Image
     pixels = []
     for path in files:
         try:
+            if (dtype := imageio.improps(path, plugin="pillow").dtype) not in ("uint8", "bool"):
+                raise ValueError(f"its pixels are {dtype}; convert it to 8 bits")
             image = imageio.imread(path, plugin="pillow", mode="L" if channels == 1 else "RGB", rotate=True)
         except Exception as error:                             # every format raises its own kind
             raise ValueError(f"{path}: not a readable image ({error})") from error

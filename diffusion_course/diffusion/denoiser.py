@@ -35,8 +35,8 @@ class Denoiser(nn.Module):
                  draw_t: DrawTimes | None = None, learned_variance: bool = False, vlb_weight: float = 1e-3):
         super().__init__()
         prediction.check(schedule)
-        if learned_variance and not hasattr(schedule, "num_steps"):
-            raise ValueError("learned_variance=True needs a schedule with steps, "
+        if learned_variance and getattr(schedule, "num_steps", 0) < 2:
+            raise ValueError("learned_variance=True needs a schedule with steps, two at least, "
                              "such as linear_beta or cosine_beta")
         self.net, self.schedule, self.prediction = net, schedule, prediction
         self.draw_t = draw_t or schedule.draw

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .random import randn_like
-from .schedules import Schedule
+from .schedules import Schedule, broadcast
 
 
 def posterior(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor,
@@ -57,17 +57,13 @@ def vlb_term(schedule: Schedule, x0: Tensor, x: Tensor, t: Tensor, x0_hat: Tenso
     mean, small, large = posterior(schedule, x0, x, t, s)
     mean_hat, _, _ = posterior(schedule, x0_hat, x, t, s)
     # n = 1: decoder; beta tilde is 0, take that of n = 2
-    first = broadcast_like(t * steps < 1.5, x)
+    first = broadcast(t * steps < 1.5, x)
     two = torch.full_like(t, 2 / steps)
     small = torch.where(first, posterior(schedule, x0, x, two, two - 1 / steps)[1], small)
     var = mix_variance(small, large, v)
     decoder, kl = discretized_nll(x0, mean_hat, var.sqrt()), normal_kl(mean, small, mean_hat, var)
     nats = torch.where(first, decoder, kl)
     return nats.flatten(1).mean(1) / math.log(2)
-
-
-def broadcast_like(a: Tensor, x: Tensor) -> Tensor:
-    return a.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ little: pop the finished head, push fresh noise, repeat for ever.  Works on any 
 latent.
 """
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -52,4 +53,4 @@ def recipe(base: Recipe, length: int = 64, partitions: int = 4, lookahead: bool 
         frames = fifo(base.model, base.sample(noise, **cond), partitions, lookahead, **cond)
         return torch.stack(list(islice(frames, length)), dim=2)
 
-    return Recipe(base.model, None, draw, base.shape, base.data, base.autoencoder)
+    return replace(base, loss=None, sample=draw)

@@ -34,7 +34,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Pat
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
-        with part.open("rb") as file:
+        with part.open("r+b") as file:
             os.fsync(file.fileno())
         part.chmod(0o644)                                      # safetensors keeps its files to their owner
         part.replace(path)

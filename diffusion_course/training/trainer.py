@@ -4,6 +4,7 @@ It knows nothing of diffusion.  Devices, mixed precision, gradient accumulation 
 accelerate's job; the order of things, the random numbers and what is saved are decided here.
 """
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ class Trainer:
             gpu = torch.cuda.is_available() and not cpu
             precision = "no" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
         self.recipe, self.folder = recipe, Path(folder) if folder is not None else None
-        AcceleratorState._reset_state()                        # a second trainer may choose another precision
+        # accelerate keeps one state per process; a second trainer may choose another device or precision
+        AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", "1")) == 1)
+        self.precision = precision
         self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu,
                                        gradient_accumulation_steps=accumulate,
                                        log_with=tracker, project_dir=self.folder)
@@ -115,6 +118,10 @@ class Trainer:
         """
         if steps is None and self.total is None:
             raise ValueError("say how many steps: run(batches, steps) or Trainer(recipe, steps=...)")
+        if self.folder and self.saved is None and (self.folder / "state.safetensors").exists():
+            raise ValueError(f"{self.folder} already holds a run; resume() goes on with it, "
+                             "or choose another folder")
+        self.accelerator.gradient_accumulation_steps = self.accumulate         # which trainers share, too
         end = self.step + steps if steps is not None else self.total
         batches = batches if hasattr(batches, "__getitem__") else iter(batches)
         shown = Bar(self.step, end) if bar and self.main else None
@@ -134,12 +141,12 @@ class Trainer:
                     shown.show(loss)
                 yield Progress(self.step, loss)
             self.look()
-        except (KeyboardInterrupt, GeneratorExit) as stop:
+        except (KeyboardInterrupt, GeneratorExit):
             # several processes may have stopped at different steps: then what was last saved stands
             if self.whole and self.accelerator.num_processes == 1:
                 self.look()
                 self.save()
-            if isinstance(stop, KeyboardInterrupt) and self.main:
+            if self.main and self.step < end:
                 where = ("nothing is saved" if self.saved is None else
                          f"step {self.saved} is saved in {self.folder}; resume to go on from there")
                 print(f"\nstopped after step {self.step}; {where}", flush=True)
@@ -199,17 +206,19 @@ class Trainer:
         first = len(self.losses)
         for step, loss in enumerate(new, first + 1):
             if not math.isfinite(loss):
-                good = ("nothing was saved before" if self.saved is None else
-                        f"the last good state is that of step {self.saved} in {self.folder}")
-                raise NonFiniteLoss(
-                    f"the loss became {loss} at step {step}; {good}. Likely causes: the learning rate is too "
-                    f"high (lr={self.lr:g}; try a third), warm-up is too short (warmup={self.warmup}), "
-                    "the data hold values that are not finite, or half precision overflows "
-                    f"(precision={self.accelerator.mixed_precision})")
+                raise self.failure(f"the loss became {loss} at step {step}")
         self.losses += new
         if self.tracker:
             for step, loss in enumerate(new, first + 1):
                 self.accelerator.log({"loss": loss}, step=step)
+
+    def failure(self, what: str) -> NonFiniteLoss:
+        good = ("nothing was saved before" if self.saved is None else
+                f"the last good state is that of step {self.saved} in {self.folder}")
+        return NonFiniteLoss(
+            f"{what}; {good}. Likely causes: the learning rate is too high (lr={self.lr:g}; try a third), "
+            f"warm-up is too short (warmup={self.warmup}), the data hold values that are not finite, or half "
+            f"precision overflows (precision={self.precision})")
 
     # ---- what is kept
 
@@ -228,8 +237,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the run into its folder, where it has one."""
-        if self.folder is not None and self.main and self.saved != self.step:
-            state.save(self)
+        if self.folder is None or not self.main or self.saved == self.step:
+            return
+        if not all(p.isfinite().all() for p in self.weights.values()):
+            raise self.failure(f"the weights are not finite after step {self.step}")
+        state.save(self)
 
     def summary(self) -> dict[str, Any]:
         metrics = {"loss": sum(self.losses[-100:]) / max(1, len(self.losses[-100:]))}
@@ -240,7 +252,7 @@ class Trainer:
         """What must be the same for a resumed run to be the unbroken one."""
         facts = {key: self.facts[key] for key in ("data", "batch_size") if key in self.facts}
         return {"lr": self.lr, "warmup": self.warmup, "clip": self.clip, "ema": self.ema.decay,
-                "seed": self.seed, "precision": self.accelerator.mixed_precision,
+                "seed": self.seed, "precision": self.precision,
                 "planned_steps": self.total} | facts
 
     def resume(self) -> int:

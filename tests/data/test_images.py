@@ -151,3 +151,9 @@ def test_empty_and_missing_folders(tmp_path):
         image_folder(tmp_path)
     with pytest.raises(ValueError, match="nowhere: no such folder of images"):
         image_folder(tmp_path / "nowhere")
+
+
+def test_sixteen_bit_images_are_refused_not_clipped_to_white(tmp_path):
+    imageio.imwrite(tmp_path / "deep.png", np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
+    with pytest.raises(ValueError, match="deep.png: .*uint16; convert it to 8 bits"):
+        image_folder(tmp_path)

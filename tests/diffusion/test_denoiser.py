@@ -86,6 +86,16 @@ def test_hybrid_loss_teaches_the_mean_by_the_simple_loss_only():
     torch.testing.assert_close(hybrid.loss(x0, t, noise), simple + 1e-3 * 1000 * bound)
 
 
+def test_hybrid_loss_per_frame_is_that_of_its_frames():
+    denoiser = Denoiser(TwoHeads(), cosine_beta(), Epsilon(), learned_variance=True)
+    x0, noise = torch.randn(2, 2, 1, 4, 8, 8).clamp(-1, 1)
+    t = torch.tensor([[1, 2, 500, 1000], [3, 1, 40, 7]]) / 1000
+    alone = [denoiser.loss(x0[:, :, f], t[:, f], noise[:, :, f]) for f in range(4)]
+    torch.testing.assert_close(denoiser.loss(x0, t, noise), torch.stack(alone).mean())
+
+
 def test_learned_variance_needs_steps():
+    with pytest.raises(ValueError, match="two at least"):
+        Denoiser(Toy(), linear_beta(1), Epsilon(), learned_variance=True)
     with pytest.raises(ValueError, match="needs a schedule with steps"):
         Denoiser(Toy(), Cosine(), V(), learned_variance=True)

@@ -6,6 +6,7 @@ from conftest import OracleAR1
 from torch import nn
 
 from diffusion_course.diffusion.denoiser import Denoiser
+from diffusion_course.diffusion.ema import EMA
 from diffusion_course.diffusion.guidance import CFG, Clip
 from diffusion_course.diffusion.predictions import V
 from diffusion_course.diffusion.samplers import sample
@@ -121,6 +122,8 @@ def test_it_works_through_guides_and_on_latents():
     denoiser.weight = nn.Parameter(torch.zeros(1))
     base = Recipe(denoiser, None, lambda noise, label: sample(denoiser, noise, 2, label=label), (4, 4, 2, 2),
                   autoencoder=Decoder())
+    base.ema = EMA(denoiser)
+    assert fifo_diffusion.recipe(base).ema is base.ema         # the averaged weights are what is sampled
     video = fifo_diffusion.recipe(base, length=6, partitions=2).draw(2, label=torch.tensor([1, 2]))
     assert video.shape == (2, 1, 6, 2, 2)
 

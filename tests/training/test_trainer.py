@@ -178,6 +178,34 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_causes(tmp_path):
         list(Trainer(broken(2)).run([{"x": torch.zeros(2, 1)}] * 5, 5))
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """A gradient may be broken where the loss is not."""
+    t = trainer(tmp_path)
+    run(t, 7)                                                  # the next step is one to save after
+    hook = next(iter(t.weights.values())).register_hook(lambda grad: grad * float("nan"))
+    t.clip = 0
+    with pytest.raises(NonFiniteLoss, match="not finite after step 8; the last good state is that of step 7"):
+        run(t)
+    hook.remove()
+    assert all(x.isfinite().all() for x in checkpoints.read(tmp_path / "state.safetensors")[0].values())
+
+
+def test_two_trainers_do_not_disturb_one_another():
+    alone = run(trainer())
+    first = trainer()
+    begun = run(first, 4)
+    run(trainer(accumulate=4, precision="bf16"), 4)
+    assert begun + run(first) == alone and first.settings()["precision"] == "no"
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    run(trainer(tmp_path), 4)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run; resume"):
+        run(trainer(tmp_path))
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
 def test_losses_come_to_the_host_only_when_they_are_looked_at(monkeypatch):
     """A trap of the prototype: .item() at every step.  A CPU looks at every step; a GPU must not."""
     from diffusion_course.training import trainer as module
