@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .likelihood import mix_variance, posterior
+from .schedules import broadcast
 
 Step = Callable[..., Tensor]
 
@@ -51,9 +52,7 @@ def toward(schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 def finished(t: Tensor, x: Tensor, x_s: Tensor) -> Tensor:
     """x_s, but x where t is 0 already."""
-    done = (t == 0).reshape(len(x), *[1] * (x.ndim - 1)) if t.ndim == 1 or x.ndim == 4 else \
-        (t == 0)[:, None, :, None, None]
-    return torch.where(done, x, x_s)
+    return torch.where(broadcast(t == 0, x), x, x_s)
 
 
 def ancestral_step(denoiser, x: Tensor, t: Tensor, s: Tensor, v: float | None = None, randn=torch.randn_like,
