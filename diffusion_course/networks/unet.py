@@ -52,11 +52,11 @@ class Unit(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, then a convolution."""
+    """Twice the height and width, then a convolution to the width of the next level."""
 
-    def __init__(self, channels: int):
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -108,7 +108,7 @@ class UNet(nn.Module):
                 self.up.append(unit(c + skips.pop(), w, attend[level]))
                 c = w
             if level:
-                self.up.append(Upsample(c))
+                self.up.append(Upsample(c, c := widths[level - 1]))
         self.out = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(),
                                  nn.Conv2d(c, (out_channels or channels) * patch**2, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight), nn.init.zeros_(self.out[-1].bias)
