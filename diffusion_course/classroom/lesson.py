@@ -1,0 +1,65 @@
+"""How a lesson begins, how it sizes itself to the machine, and how it checks what the learner wrote."""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..recipe import preset_name
+
+
+def start(seed: int = 0) -> torch.device:
+    """Say what this lesson runs on; seed the random numbers; return the device."""
+    from ..data.mnist import load
+
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({threads} threads)"
+    data = load()
+    print(f"diffusion_course {__version__}, torch {torch.__version__}, {where}\n"
+          f"preset {preset_name()}, seed {seed}, data {data.name} ({len(data):,} images)")
+    return device
+
+
+def preset(smoke: Any, laptop: Any, t4: Any) -> Any:
+    """The one of three values that fits this machine; DIFFUSION_COURSE_PRESET chooses another."""
+    return {"smoke": smoke, "laptop": laptop, "t4": t4}[preset_name()]
+
+
+def same(mine: Any, reference: Any, *args, tolerance: float = 1e-5, **kwargs) -> None:
+    """Raise unless mine and reference agree: two values, or two functions on the same arguments and seed.
+
+    Values are tensors, numbers, or tuples of them.  The tolerance is absolute for values up to 1, relative
+    above.
+    """
+    if isinstance(mine, Callable) and isinstance(reference, Callable):
+        mine, reference = seeded(mine, args, kwargs), seeded(reference, args, kwargs)
+    mine, reference = as_tensors(mine), as_tensors(reference)
+    if len(mine) != len(reference):
+        raise AssertionError(f"yours has {len(mine)} parts, the package's {len(reference)}")
+    worst = 0.0
+    for a, b in zip(mine, reference):
+        if a.shape != b.shape:
+            raise AssertionError(f"yours has shape {tuple(a.shape)}, the package's {tuple(b.shape)}")
+        a, b = a.double().cpu(), b.double().cpu()
+        apart = ((a - b).abs() / b.abs().clamp_min(1)).max().item() if a.numel() else 0.0
+        if not apart <= tolerance:                             # catches NaN as well
+            raise AssertionError(f"yours and the package's differ by up to {apart:.2g}; "
+                                 f"{tolerance:.0e} is allowed")
+        worst = max(worst, apart)
+    print(f"the same, to within {tolerance:.0e}")
+
+
+def seeded(function: Callable, args: tuple, kwargs: dict) -> Any:
+    """Call the function without gradients, and with random numbers that every call shares."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return function(*args, **kwargs)
+
+
+def as_tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, (tuple, list)):
+        return [tensor for part in value for tensor in as_tensors(part)]
+    return [value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)]
