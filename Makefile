@@ -1,18 +1,28 @@
-# Everything starts here: `make train`, `make test`.  VENV and PYTHON may be set from outside.
+# Everything starts here: `make lab`, `make train`, `make test`.  VENV and PYTHON may be set from outside.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
+N ?= 01
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(PIP_FLAGS)
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval.cfg
 
-.PHONY: train test check benchmarks clean
+.PHONY: train lab lesson test check benchmarks clean
 
 train: $(VENV)/ready  ## set everything up and train DDPM (real MNIST if it can be had, else the built-in digits)
 	$(BIN)/diffusion-course train ddpm --resume
 
-test: $(VENV)/ready-test check  ## set everything up and run the tests
+lab: $(VENV)/ready-lab  ## set everything up and open the first lesson in JupyterLab
+	$(BIN)/python -m jupyterlab lessons/00_start_here.ipynb
+
+lesson: $(VENV)/ready-lab  ## set everything up and run one lesson without a browser: make lesson N=01
+	$(BIN)/diffusion-course run $(N)
+
+test: $(VENV)/ready-test check  ## set everything up, run the tests, then every lesson at its smallest
 	$(BIN)/python -m pytest tests
+	DIFFUSION_COURSE_PRESET=smoke DIFFUSION_COURSE_OFFLINE=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile lessons
 
 check: $(VENV)/ready-test  ## style only
 	$(BIN)/ruff check .
@@ -24,6 +34,10 @@ benchmarks: $(VENV)/ready-test  ## speed and quality, on demand; nothing else sh
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch -e .
+	touch $@
+
+$(VENV)/ready-lab: $(VENV)/ready
+	$(INSTALL) -e '.[lab]'
 	touch $@
 
 $(VENV)/ready-test: $(VENV)/ready

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -14,12 +15,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from . import __version__, papers
 
-app = typer.Typer(name="diffusion-course", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False,
+PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+app = typer.Typer(name="diffusion-course", no_args_is_help=True, **PLAIN,
                   help="Diffusion models for images and videos, rebuilt paper by paper.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-
-
 SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++")
 
 
@@ -29,21 +28,22 @@ def stepper(sampler: str):
     return samplers.DPMSolver() if sampler == "dpm++" else getattr(samplers, f"{sampler}_step")
 
 
-# ---- papers, data, doctor
+def say(facts: list[dict[str, Any]], as_json: bool, lines: Iterable[str]) -> None:
+    """Print facts as JSON, or the lines that tell them to a reader."""
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
+
+
+# ---- papers, data, doctor, lessons
 
 @app.command("papers")
 def show_papers(as_json: Json = False):
     """List the papers that can be trained."""
-    from .training.checkpoints import shipped
-
+    from .training.shipped import SHIPPED
     rows = [{"paper": name, "citation": papers.citation(name),
-             "checkpoint": shipped(name).exists()} for name in papers.names()]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
+             "checkpoint": name in SHIPPED} for name in papers.names()]
     width = max(len(row["paper"]) for row in rows)
-    for row in rows:
-        print(f"{row['paper']:{width}}  {'checkpoint' if row['checkpoint'] else '':10}  {row['citation']}")
+    say(rows, as_json, (f"{row['paper']:{width}}  {'checkpoint' if row['checkpoint'] else '':10}  "
+                        f"{row['citation']}" for row in rows))
 
 
 @app.command("data")
@@ -65,26 +65,38 @@ def show_data(
              for split, data in splits.items()]
     if out is not None:
         media.write(out, splits["train"][slice(64)]["x"])
-    for row in facts:
-        if not as_json:
-            print(f"{row['name']} {row['split']}: {row['items']} items of {row['shape']}"
-                  + (f", per label {row['per_label']}" if row["per_label"] else ""))
-    if as_json:
-        print(json.dumps(facts, indent=2))
+    say(facts, as_json, (f"{row['name']} {row['split']}: {row['items']} items of {row['shape']}"
+                         + (f", per label {row['per_label']}" if row["per_label"] else "") for row in facts))
 
 
 @app.command()
 def doctor(as_json: Json = False):
     """Check versions, device, memory, disk and data; say how to mend what fails."""
     from .classroom.doctor import examine
+    findings = [{"ok": ok, "found": found, "fix": fix} for ok, found, fix in examine()]
+    say(findings, as_json, (f"OK    {row['found']}" if row["ok"] else
+                            f"FAIL  {row['found']}\n      -> {row['fix']}" for row in findings))
+    raise typer.Exit(0 if all(row["ok"] for row in findings) else 1)
 
-    findings = list(examine())
-    if as_json:
-        print(json.dumps([{"ok": ok, "found": found, "fix": fix} for ok, found, fix in findings], indent=2))
-    else:
-        for ok, found, fix in findings:
-            print(f"{'OK  ' if ok else 'FAIL'}  {found}" + ("" if ok else f"\n      -> {fix}"))
-    raise typer.Exit(0 if all(ok for ok, _, _ in findings) else 1)
+
+@app.command("lessons")
+def show_lessons(as_json: Json = False, markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of the README.")] = False):
+    """List the lessons of the course, and say which are ready."""
+    from .classroom.curriculum import LESSONS, facts, markdown_table, text_table
+    say([facts(lesson) for lesson in LESSONS], as_json, [markdown_table() if markdown else text_table()])
+
+
+@app.command("run")
+def run_lesson(
+        lesson: Annotated[str, typer.Argument(metavar="LESSON", help="Its number or name: 1, 01, ddpm.")],
+        preset: Annotated[Optional[str], typer.Option(help="smoke, laptop, t4; default: by device.")] = None,
+        out: Annotated[Path, typer.Option(help="Folder of the executed notebook.")] = Path("runs/lessons"),
+        timeout: Annotated[Optional[int], typer.Option(min=1, help="Seconds for each cell.")] = None):
+    """Run a lesson's notebook without a browser, and keep its pictures as files."""
+    from .classroom.curriculum import find, notebook
+    from .classroom.runner import run
+    print(run(notebook(find(lesson)), out, preset, timeout))
 
 
 # ---- train: one command per paper, its options made from the signature of its recipe
@@ -100,8 +112,7 @@ def train_options(
         save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
         accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
         precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
-        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
-        seed: int = 0,
+        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False, seed: int = 0,
         tracker: Annotated[Optional[str], typer.Option(help="tensorboard or wandb.")] = None):
     """The options that every paper has."""
 
@@ -139,8 +150,8 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
         raise BadParameter(f"{classes} do not fit the data: {images.name} {found}", param_hint="--classes")
     out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=out).close()                    # refused now if it cannot be written to
-    trainer = Trainer(recipe, out, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema,
-                      accumulate=accumulate, seed=seed, precision=precision, cpu=cpu, tracker=tracker,
+    trainer = Trainer(recipe, out, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema, accumulate=accumulate,
+                      seed=seed, precision=precision, cpu=cpu, tracker=tracker,
                       save_every=save_and_sample_every, sample_every=save_and_sample_every,
                       facts={"data": images.name, "preset": preset, "batch_size": numbers.batch_size})
     trainer.sample_options = quick_options(recipe, trainer.samples)
@@ -160,10 +171,8 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
         loss_curve(trainer.losses, out / "loss.png")
         card = checkpoints.write_card(out / "model.safetensors")
         loss = trainer.summary()["metrics"]["loss"]
-        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\n"
-              f"model    {card.with_suffix('.safetensors')}\n"
-              f"samples  {out / 'samples'}\n"
-              f"losses   {out / 'loss.png'}")
+        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\nmodel    "
+              f"{card.with_suffix('.safetensors')}\nsamples  {out / 'samples'}\nlosses   {out / 'loss.png'}")
 
 
 def given(**options) -> dict[str, Any]:
@@ -193,13 +202,12 @@ def train_command(name: str) -> TyperCommand:
            if p.name not in taken and p.annotation in (int, float, str, bool)]
 
     def command(**kwargs):
-        recipe_kwargs = given(**{p.name: kwargs.pop(p.name) for p in own})
-        train(name, recipe_kwargs, **kwargs)
+        train(name, given(**{p.name: kwargs.pop(p.name) for p in own}), **kwargs)
 
     command.__doc__ = f"Train {name}: {papers.citation(name)}"
     command.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in common] + own)
     command.__annotations__ = {p.name: p.annotation for p in (*common, *own)}
-    single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    single = typer.Typer(**PLAIN)
     single.command(name)(command)
     return typer.main.get_command(single)
 

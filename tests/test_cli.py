@@ -472,6 +472,7 @@ def test_a_checkpoint_that_is_not_there(what, message):
 
 def test_a_paper_without_a_checkpoint_says_how_to_train_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "shipped", lambda name: tmp_path / "nowhere" / name)
+    monkeypatch.setattr(checkpoints.download, "cache_folder", lambda: tmp_path)
     line = fails("sample", "ddpm", code=1)
     assert "there is no checkpoint of ddpm yet" in line and "diffusion-course train ddpm" in line
 

@@ -5,7 +5,7 @@ HOMES = {
     "animations": ("animate", "denoising", "movie"),
     "figures": ("compare", "figure", "filmstrip", "grid", "schedules", "show"),
     "lesson": ("preset", "same", "start"),
-    "models": ("load_or_train",),
+    "models": ("load_or_train", "results"),
     "overview": ("course_map",),
     "panel": ("watch",),
     "widgets": ("explore",),

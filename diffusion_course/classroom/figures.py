@@ -138,8 +138,12 @@ def filmstrip(rows: dict[str, Tensor], alt: str, titles: Iterable[str] = (), siz
     lengths = {label: len(images) for label, images in rows.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"every row needs as many images as the others, got {lengths}")
+    from matplotlib.textpath import TextPath
+
     columns, titles = next(iter(lengths.values())), list(titles)
-    with styled(size * columns + 0.9, (size + 0.06) * len(rows) + (0.3 if titles else 0.06)) as fig:
+    margin = max(TextPath((0, 0), label, size=10).get_extents().width for label in rows) / 72 + 0.25
+    with styled(size * columns + margin, size * len(rows) + (0.3 if titles else 0.05)) as fig:
+        fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         axes = fig.subplots(len(rows), columns, squeeze=False)
         for (label, images), line in zip(rows.items(), axes):
             for image, ax in zip(images, line):

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+REPOSITORY = "diffusion-course/diffusion-course"  # of the course, on GitHub
 CHUNK = 1 << 16
 
 
@@ -19,6 +20,19 @@ def repository_data() -> Path | None:
     """The data/ folder of a clone that the package runs from, or None when it was installed elsewhere."""
     root = Path(__file__).parents[2]
     return root / "data" if (root / "pyproject.toml").exists() and (root / "data").is_dir() else None
+
+
+def repository_url(path: str) -> str:
+    """Where a file of the repository is to be had without a clone; path is relative to its root."""
+    return f"https://raw.githubusercontent.com/{REPOSITORY}/main/{path}"
+
+
+def given_folder() -> Path | None:
+    """The folder that DIFFUSION_COURSE_DATA names, if it names one; a ValueError if it is not there."""
+    given = os.environ.get("DIFFUSION_COURSE_DATA")
+    if given and not Path(given).is_dir():
+        raise ValueError(f"DIFFUSION_COURSE_DATA={given}: no such folder")
+    return Path(given) if given else None
 
 
 def cache_folder() -> Path:
@@ -44,27 +58,43 @@ def decompressed(path: Path) -> bytes:
         raise ValueError(f"{path}: not a whole gzip file ({error}); delete it to fetch it again") from error
 
 
-def fetch(urls: list[str], path: Path, md5: str, timeout: float = 10.0) -> Path:
-    """Download to path from the first of urls that works; md5 is that of the decompressed bytes.
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file as it is."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    An interrupted download stays beside path as a .part file and is continued the next time.
+
+def md5_of(path: Path) -> str:
+    """The MD5 of the content of a file, decompressed if it is gzipped."""
+    return hashlib.md5(decompressed(path)).hexdigest()
+
+
+def fetch(urls: list[str], path: Path, md5: str | None = None, *, sha256: str | None = None,
+          timeout: float = 10.0) -> Path:
+    """Download to path from the first of urls that works, and check it.
+
+    md5 is that of the decompressed bytes, sha256 that of the file as it is; one of them must be given.  An
+    interrupted download stays beside path as a .part file and is continued the next time.
     """
+    if (md5 is None) == (sha256 is None):
+        raise ValueError(f"{path.name}: give md5= or sha256=, one of them; nothing is fetched unchecked")
+    what, expected, digest = (("the MD5 of its content", md5, md5_of) if sha256 is None else
+                              ("its SHA-256", sha256, sha256_of))
     if offline():
         raise DownloadError(f"{path.name} was not fetched: DIFFUSION_COURSE_OFFLINE is set")
     part, failures = path.with_name(path.name + ".part"), []
     for url in urls:
         try:
             receive(url, part, timeout)
-            found = hashlib.md5(decompressed(part)).hexdigest()
+            found = digest(part)
         except (OSError, ValueError, HTTPException) as error:
             failures.append(f"{url}: {' '.join(str(error).split())}")
             if isinstance(error, ValueError):                  # whole by its length, yet broken: start afresh
                 part.unlink(missing_ok=True)
             continue
-        if found == md5:
+        if found == expected:
             part.replace(path)
             return path
-        failures.append(f"{url}: the MD5 of its content is {found}, expected {md5}")
+        failures.append(f"{url}: {what} is {found}, expected {expected}")
         part.unlink()
     raise DownloadError(f"{path.name} could not be fetched:\n  " + "\n  ".join(failures))
 

@@ -3,7 +3,6 @@
 The four official files are looked for in DIFFUSION_COURSE_DATA, then in the cache, then fetched.  Where they
 cannot be had, the 1,797 digits that scikit-learn ships stand in, and one line says so.
 """
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .download import DownloadError, cache_folder, decompressed, fetch
+from .download import DownloadError, cache_folder, decompressed, fetch, given_folder
 from .images import Images, image_folder
 
 MIRRORS = ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"]
@@ -45,10 +44,7 @@ def read_idx(path: str | Path, ndim: int) -> Tensor:
 
 def find(name: str) -> Path | None:
     """The file in DIFFUSION_COURSE_DATA or the cache, gzipped or not."""
-    given = os.environ.get("DIFFUSION_COURSE_DATA")
-    if given and not Path(given).is_dir():
-        raise ValueError(f"DIFFUSION_COURSE_DATA={given}: no such folder")
-    for folder in ([Path(given)] if given else []) + [cache_folder()]:
+    for folder in filter(None, (given_folder(), cache_folder())):
         for sub in ("mnist", ".", "MNIST/raw"):
             for suffix in (".gz", ""):
                 if (path := folder / sub / (name + suffix)).is_file():

@@ -54,6 +54,12 @@ def train_probe(data: Images, epochs: int = 8, batch_size: int = 256, lr: float 
 
 
 @torch.no_grad()
+def features(probe: DigitProbe, x: Tensor) -> Tensor:
+    """What the probe's last layer sees in images [N, 1, 32, 32]: [N, 512], for Frechet distances."""
+    return torch.cat([probe.body(part) for part in x.split(1000)])
+
+
+@torch.no_grad()
 def probabilities(probe: DigitProbe, x: Tensor) -> Tensor:
     """What the probe reads in images [N, 1, 32, 32]: [N, 10]."""
     return torch.cat([probe(part).softmax(1) for part in x.split(1000)])
@@ -77,8 +83,8 @@ def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
 
 
 def load_probe(path: str | Path | None = None) -> DigitProbe:
-    """The trained probe, from the repository's checkpoint unless another is named."""
-    path = Path(path or checkpoints.shipped("digit_probe"))
+    """The trained probe, from the shipped checkpoint unless another is named."""
+    path = Path(path or checkpoints.obtain("digit_probe"))
     tensors, header = checkpoints.read(path)
     if header.get("kind") != "digit probe":
         raise checkpoints.CheckpointError(f"{path}: not a digit probe")

@@ -2,7 +2,6 @@
 
 The JSON says which paper file and which keyword arguments make the recipe, so that a file is all one needs.
 """
-import hashlib
 import json
 import os
 import platform
@@ -15,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__, papers
-from ..data.download import repository_data
+from ..data import download
 from ..recipe import Recipe
+from .shipped import SHIPPED, file_of, shipped
 
 KEY = "diffusion_course"  # of our JSON in the file's metadata
 
@@ -96,9 +96,30 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
     model.load_state_dict(tensors)
 
 
-def shipped(name: str) -> Path:
-    """Where the repository keeps the checkpoint of that name."""
-    return (repository_data() or Path("data")) / "checkpoints" / f"{name}.safetensors"
+def obtain(slug: str) -> Path:
+    """A shipped checkpoint or study: of the clone, of DIFFUSION_COURSE_DATA, of the cache, else fetched.
+
+    The clone's file is trusted, as it may be a new one; others must have the table's SHA-256.  A
+    FileNotFoundError says what was tried.
+    """
+    if slug not in SHIPPED:
+        raise FileNotFoundError(f"no {slug!r} is shipped; there are: {', '.join(SHIPPED)}")
+    if download.repository_data() and shipped(slug).is_file():
+        return shipped(slug)
+    name, expected, tried = file_of(slug), SHIPPED[slug].sha256, []
+    places = [folder / name for folder in (download.given_folder(), download.cache_folder()) if folder]
+    for path in places:
+        if not path.is_file():
+            tried.append(f"{path}: no such file")
+        elif (found := download.sha256_of(path)) != expected:
+            tried.append(f"{path}: refused, its SHA-256 is {found}, expected {expected}")
+        else:
+            return path
+    try:
+        return download.fetch([download.repository_url(f"data/{name}")], places[-1], sha256=expected)
+    except download.DownloadError as error:
+        tried.append(" ".join(str(error).split()))
+        raise FileNotFoundError(f"{name} cannot be had: {'; '.join(tried)}") from error
 
 
 def locate(what: str) -> Path:
@@ -108,15 +129,19 @@ def locate(what: str) -> Path:
         path = path / "model.safetensors"
     if path.suffix or path.exists():
         return path
-    if what not in papers.names():
+    if what not in papers.names() and what not in SHIPPED:
         raise ValueError(f"{what!r} is neither a checkpoint, nor the folder of a run, nor a paper "
                          f"({', '.join(papers.names())})")
-    places = [shipped(what), Path("runs") / what / "model.safetensors"]
-    for place in places:
-        if place.exists():
-            return place
-    raise ValueError(f"there is no checkpoint of {what} yet ({' or '.join(map(str, places))}); "
-                     f"train one: diffusion-course train {what}")
+    run = Path("runs") / what / "model.safetensors"
+    try:
+        return obtain(what)
+    except FileNotFoundError as error:
+        if run.exists():
+            return run
+        if what not in papers.names():
+            raise
+        raise ValueError(f"there is no checkpoint of {what} yet, nor {run} ({error}); "
+                         f"train one: diffusion-course train {what}") from error
 
 
 def origin_header(recipe: Recipe) -> dict[str, Any]:
@@ -166,7 +191,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
 def write_card(path: str | Path, **facts: Any) -> Path:
     """The card beside a checkpoint: its header, further facts and its sha256, as JSON."""
     path = Path(path)
-    card = read_header(path) | facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    card = read_header(path) | facts | {"sha256": download.sha256_of(path)}
     out = path.with_suffix(".json")
     out.write_text(json.dumps(card, indent=2) + "\n")
     return out

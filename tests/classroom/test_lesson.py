@@ -34,8 +34,9 @@ X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("mine, reference, args", [
-    (X, X + 1e-7, ()), (2.0, torch.tensor(2.0), ()), ((X, 1), [X, 1.0], ()), (torch.zeros(0), torch.zeros(0), ()),
-    (lambda x: x * 2, lambda x: x + x, (X,)), (torch.randn_like, torch.randn_like, (X,)),
+    (X, X + 1e-7, ()), (2.0, torch.tensor(2.0), ()), ((X, 1), [X, 1.0], ()),
+    (torch.zeros(0), torch.zeros(0), ()), (lambda x: x * 2, lambda x: x + x, (X,)),
+    (torch.randn_like, torch.randn_like, (X,)),
     (lambda x: (x.mean(), x), lambda x: (x.sum() / 12, x), (X,)), (1000.0, 1000.001, ())])
 def test_same_agrees(mine, reference, args, capsys):
     same(mine, reference, *args)
@@ -77,4 +78,4 @@ def test_every_tool_can_be_imported_by_name():
     for name in classroom.__all__:
         assert callable(getattr(classroom, name)), name
     with pytest.raises(AttributeError, match="no attribute 'chekc'"):
-        classroom.chekc
+        getattr(classroom, "chekc")  # noqa: B009

@@ -199,6 +199,25 @@ def test_offline(server, tmp_path, monkeypatch):
     assert fetch(server.urls("good"), tmp_path / "file.gz", MD5).exists()
 
 
+def test_a_sha256_is_that_of_the_file_as_it_is(server, tmp_path):
+    path, right, wrong = tmp_path / "file.gz", *(hashlib.sha256(x).hexdigest() for x in (FILE, PLAIN))
+    with pytest.raises(DownloadError, match=f"its SHA-256 is {right}, expected {wrong}"):
+        fetch(server.urls("good"), path, sha256=wrong)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DownloadError, match="its SHA-256 is"):
+        fetch(server.urls("broken"), path, sha256=right)
+    with pytest.raises(DownloadError, match="closed after 1000 of"):
+        fetch(server.urls("good-1000"), path, sha256=right)
+    assert fetch(server.urls("other", "good"), path, sha256=right).read_bytes() == FILE
+
+
+def test_nothing_is_fetched_unchecked(server, tmp_path):
+    for checks in ({}, {"md5": MD5, "sha256": "0" * 64}):
+        with pytest.raises(ValueError, match="file.gz: give md5= or sha256=, one of them"):
+            fetch(server.urls("good"), tmp_path / "file.gz", **checks)
+    assert not server.seen
+
+
 def test_a_folder_that_cannot_be_made(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert "exists" in refused(server.urls("good"), tmp_path / "file" / "file.gz")

@@ -1,0 +1,72 @@
+"""The trained models that lessons start from, and the studies that take too long to run again."""
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import papers
+from ..data.mnist import load
+from ..recipe import Recipe, preset_name
+from ..training import checkpoints
+from ..training.checkpoints import CheckpointError
+from ..training.shipped import SHIPPED
+from ..training.trainer import Trainer
+
+
+def load_or_train(slug: str, device: str | torch.device | None = None) -> Recipe:
+    """The trained model of that name on the device (default: a GPU, if there is one), at once.
+
+    Where its checkpoint cannot be had, it is trained at the preset of this machine and kept in runs/SLUG: the
+    next call finds it, or goes on with what was interrupted.
+    """
+    slugs = [name for name, shipped in SHIPPED.items() if shipped.paper]
+    if slug not in slugs:
+        raise ValueError(f"slug={slug!r} must be one of {', '.join(slugs)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        path, how = checkpoints.obtain(slug), "the shipped checkpoint"
+    except FileNotFoundError as error:
+        print(f"{error}; so it is trained here, at the preset {preset_name()}")
+        path = trained(slug, device)
+        how = f"trained here and kept in {path.parent}"
+    recipe = checkpoints.load_model(path, device)
+    print(f"{slug}: {how}; {facts(path)}")
+    return recipe
+
+
+def results(name: str) -> dict[str, Any]:
+    """What tests/benchmarks/NAME.py measured: data/results/NAME.json."""
+    return json.loads(checkpoints.obtain(name).read_text())
+
+
+def trained(slug: str, device: torch.device) -> Path:
+    """The model in runs/SLUG, after training it, or the rest of it, at the preset of this machine."""
+    shipped, preset, folder = SHIPPED[slug], preset_name(), Path("runs") / slug
+    module = papers.module(shipped.paper)
+    numbers = module.PRESETS[preset]
+    torch.manual_seed(0)
+    recipe = module.recipe(**{**numbers.recipe, **shipped.kwargs})
+    data = load(None if recipe.data == "mnist" else recipe.data, size=recipe.shape[-1],
+                channels=recipe.shape[0])
+    trainer = Trainer(recipe, folder, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema,
+                      cpu=device.type == "cpu",
+                      facts={"data": data.name, "preset": preset, "batch_size": numbers.batch_size})
+    if (folder / "state.safetensors").exists():
+        try:
+            trainer.resume()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
+    for _ in trainer.run(data.batches(numbers.batch_size), bar=True):
+        pass
+    return folder / "model.safetensors"
+
+
+def facts(path: Path) -> str:
+    """How the model of a checkpoint was trained and, where its card says it, how well it can be read."""
+    card = path.with_suffix(".json")
+    known = checkpoints.read_header(path) | (json.loads(card.read_text()) if card.exists() else {})
+    said = f"{known['step']} steps of {known['batch_size']} on {known['data']}"
+    for sampler, reading in list(known.get("readings", {}).items())[:1]:
+        said += f", {reading['confident']:.0%} of {reading['n']} samples can be read ({sampler} steps)"
+    return said

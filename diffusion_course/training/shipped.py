@@ -1,0 +1,40 @@
+"""The checkpoints and studies that ship with the course, and how a model is trained that cannot be had."""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.download import repository_data
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """SHA-256 of data/checkpoints/SLUG.safetensors, or of another file below data/.
+
+    A model has the paper and the arguments of its recipe; what these leave open is decided by the preset of
+    the machine that trains it afresh.
+    """
+
+    sha256: str
+    paper: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+
+SHIPPED = {
+    "ddpm": Shipped("1442ba7fb92a9a12decf9d9240650c8247dd6def47e08c2b40dcdc4eb3697729", "ddpm"),
+    "ddpm_improved": Shipped("3fc31c326455d7e19941182266ea0f65a3125c8f6c7414506fb47264a67eb7b9", "ddpm",
+                             {"cosine": True, "learned_variance": True}),
+    "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
+                             file="results/ddpm_variants.json"),
+    "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
+}
+
+
+def file_of(slug: str) -> str:
+    """The place of a checkpoint or study below data/."""
+    return (slug in SHIPPED and SHIPPED[slug].file) or f"checkpoints/{slug}.safetensors"
+
+
+def shipped(slug: str) -> Path:
+    """Where the repository keeps the checkpoint or study of that name."""
+    return (repository_data() or Path("data")) / file_of(slug)
