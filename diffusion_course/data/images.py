@@ -28,8 +28,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
-        """The images at index [B] as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
+    def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
+        """The images at index, [B] or a slice, as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
 

@@ -20,7 +20,7 @@ from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
-    "laptop": Preset(steps=3400, batch_size=64, lr=4e-3),
+    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
     "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
 }
 
