@@ -29,7 +29,7 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """The images at index, [B] or a slice, as a batch: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
+        """The images at index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
 

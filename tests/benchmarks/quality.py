@@ -20,7 +20,7 @@ SAMPLERS = [("ancestral", 1000, ancestral_step), ("ancestral", 250, ancestral_st
             ("heun", 20, heun_step), ("dpm++", 20, DPMSolver())]
 
 
-def film(model, seed, frames=40):
+def film(model, seed, frames=25):
     """Sixteen samples on their way through the full ancestral chain, beside what they are guessed to be."""
     torch.manual_seed(seed)
     steps = model.schedule.num_steps

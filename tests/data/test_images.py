@@ -157,3 +157,11 @@ def test_sixteen_bit_images_are_refused_not_clipped_to_white(tmp_path):
     imageio.imwrite(tmp_path / "deep.png", np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
     with pytest.raises(ValueError, match="deep.png: .*uint16; convert it to 8 bits"):
         image_folder(tmp_path)
+
+
+def test_a_slice_is_the_images_at_its_places():
+    data = Images("shades", torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1), torch.arange(10))
+    for part, index in ((slice(3), [0, 1, 2]), (slice(-2, None), [8, 9]), (slice(99), list(range(10)))):
+        batch = data[part]
+        assert batch["label"].tolist() == index
+        assert torch.equal(batch["x"], data[torch.tensor(index)]["x"])
