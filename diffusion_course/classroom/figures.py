@@ -187,12 +187,13 @@ def schedules(named: dict, alt: str, points: int = 200) -> Picture:
         return rendered(fig, alt)
 
 
-def draw_losses(axes, losses: np.ndarray, smooth: int = 50) -> None:
-    """Losses and their mean over `smooth` steps."""
-    axes.plot(np.arange(1, len(losses) + 1), losses, color="0.8", linewidth=0.8, label="each step")
+def draw_losses(axes, losses: np.ndarray, smooth: int = 50, before: int = 0) -> None:
+    """Losses of the steps after the first `before`, and their mean over `smooth` steps."""
+    steps = before + np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color="0.8", linewidth=0.8, label="each step")
     if len(losses) >= 2 * smooth:
         mean = np.convolve(losses, np.ones(smooth) / smooth, "valid")
-        axes.plot(np.arange(smooth, len(losses) + 1), mean, color="C0", label=f"mean of {smooth} steps")
+        axes.plot(steps[smooth - 1:], mean, color="C0", label=f"mean of {smooth} steps")
         axes.legend()
     axes.set(xlabel="step", ylabel="loss", yscale="log")
 

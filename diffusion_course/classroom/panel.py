@@ -27,6 +27,8 @@ def watch(run: Iterable, total: int, samples: Callable[[], Tensor] | None = None
     panel = Panel(total, samples, stages, every)
     with panel.shown():
         for step in run:
+            if not panel.count:                                # a run that goes on does not begin at 1
+                panel.before = getattr(step, "step", 1) - 1
             panel.add(getattr(step, "tensor", step))
             yield step
 
@@ -40,17 +42,22 @@ class Panel:
             raise ValueError(f"total={total} must be at least 1")
         self.total, self.samples, self.every = total, samples, every
         self.due = {max(1, round(total * (stage / stages) ** 2)) for stage in range(1, stages + 1)}
-        self.losses, self.rows, self.pending = [], {}, []
+        self.losses, self.rows, self.pending, self.before = [], {}, [], 0
         self.began = self.drawn = time.monotonic()
         self.handle = None
+
+    @property
+    def count(self) -> int:
+        """How many steps it was shown; `before` were taken earlier."""
+        return len(self.losses) + len(self.pending)
 
     def add(self, loss: Tensor) -> None:
         """Note the loss of one more step; draw if it is time to."""
         self.pending.append(loss.detach())
-        count = len(self.losses) + len(self.pending)
-        stage = self.samples is not None and count in self.due
+        step = self.before + self.count
+        stage = self.samples is not None and step in self.due
         if stage and in_notebook():
-            self.rows[count] = self.samples().detach().cpu()
+            self.rows[step] = self.samples().detach().cpu()
         if stage or time.monotonic() - self.drawn > self.every:
             self.draw()
 
@@ -74,9 +81,9 @@ class Panel:
             print(f"\r{self.text()}", end="\n" if final else "", file=sys.stderr, flush=True)
 
     def text(self) -> str:
-        done, seconds = len(self.losses), time.monotonic() - self.began
-        recent = self.losses[-50:]
-        rest = "" if done >= self.total else f", about {clock(seconds / done * (self.total - done))} left"
+        done, seconds = self.before + len(self.losses), time.monotonic() - self.began
+        recent, pace = self.losses[-50:], seconds / len(self.losses)
+        rest = "" if done >= self.total else f", about {clock(pace * (self.total - done))} left"
         return f"step {done} of {self.total}, loss {sum(recent) / len(recent):.4f}, {clock(seconds)}{rest}"
 
     def picture(self) -> None:
@@ -85,7 +92,7 @@ class Panel:
 
         with styled(*((8.4, 2.9) if self.samples else (5.0, 2.6))) as fig:
             left, *right = fig.subplots(1, 1 + bool(self.samples), squeeze=False)[0]
-            draw_losses(left, np.asarray(self.losses))
+            draw_losses(left, np.asarray(self.losses), before=self.before)
             left.set_xlim(0, self.total)
             left.set_title(self.text(), loc="left", fontsize=8)
             for ax in right:

@@ -91,6 +91,17 @@ def test_a_trainer_can_be_watched(monkeypatch):
     assert seen == [1, 2, 3, 4] and "step 4 of 4" in page.shown[-1].alt
 
 
+def test_a_run_that_goes_on_is_counted_from_where_it_was(monkeypatch):
+    from diffusion_course.training.trainer import Progress
+
+    page, calls = Display(monkeypatch), []
+    run = (Progress(n, torch.tensor(0.5)) for n in range(61, 101))
+    for _ in watch(run, 100, lambda: calls.append(1) or torch.rand(2, 1, 8, 8), stages=5, every=1e9):
+        pass
+    assert page.shown[-1].alt.startswith("Training so far: step 100 of 100")
+    assert page.shown[-1].alt.endswith("samples after 64, 100 steps.") and len(calls) == 2
+
+
 def test_nothing_to_do_shows_nothing(monkeypatch):
     page = Display(monkeypatch)
     assert list(watch(losses(0), 5)) == [] and not page.shown
