@@ -41,6 +41,8 @@ def test_denoising_shows_states_left_and_guesses_right():
     shown = frames(denoising([black] * 3, [white] * 3, ALT, fps=8))
     assert shown[0].shape[1] == 2 * 20 + 12
     assert shown[0][5, 5] < 10 and shown[0][5, 20 + 12 + 5] > 245
+    shown = frames(denoising([black, white], [white, black], ALT, fps=8))
+    assert shown[0][5, 5] < 10 and shown[-1][5, 5] > 245       # the end is what is held
     with pytest.raises(ValueError, match="2 states and 3 guesses"):
         denoising([black] * 2, [white] * 3, ALT)
 
