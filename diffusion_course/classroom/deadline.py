@@ -27,10 +27,11 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     try:
         thread.join(seconds)
     finally:                                                   # also when the learner interrupts the cell
-        if thread.is_alive():
-            stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        stop, tries = ctypes.pythonapi.PyThreadState_SetAsyncExc, 20
+        while thread.is_alive() and tries:                     # more than once: any library may swallow it
             stop(ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped))
-            thread.join(0.5)
+            thread.join(0.025)
+            tries -= 1
     if not results:
         raise TimeoutError(f"it takes longer than {seconds:g} seconds")
     return results[0]

@@ -151,7 +151,8 @@ def test_a_hint_is_given_only_to_those_who_made_the_mistake(function):
 
 
 def loop(x, y):
-    while True:
+    end = time.monotonic() + 6                                 # endless, for the checker
+    while time.monotonic() < end:
         pass
 
 
