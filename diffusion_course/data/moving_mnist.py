@@ -1,0 +1,254 @@
+"""Moving MNIST: a program that makes videos of moving digits, and knows everything about each of them.
+
+Srivastava, Mansimov & Salakhutdinov, 2015, "Unsupervised Learning of Video Representations using LSTMs".
+arXiv:1502.04681.  Their rule is mode="srivastava"; the other modes have seeds, labels and true captions.
+
+Item i is a pure function of (seed, split, i), whoever asks for it and in whatever order.  Positions are (row,
+column) in pixels, so "up" is a decreasing row.  Where digits overlap, the brighter pixel is seen.
+"""
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import mnist, motion
+from .captions import DIRECTIONS, Actor, caption, tokens
+from .images import Batches, Images
+
+VERSION = 1  # raised when the same (seed, split, i) becomes another clip
+FPS = 8      # frames per second at stride 1
+MODES = ("straight", "wrap", "bounce", "srivastava")
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+STEPS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])  # of DIRECTIONS, as (row, column)
+DIGIT = {16: 8, 32: 14, 64: 28}                               # side of a digit by the size of the canvas
+PALETTE = np.array([(255, 80, 80), (80, 255, 80), (110, 110, 255), (255, 255, 60), (60, 255, 255),
+                    (255, 90, 255)], np.uint8)
+
+PAIRS = tuple((digit, direction) for digit in range(10) for direction in DIRECTIONS)
+HELD_OUT = tuple((digit, DIRECTIONS[3 * digit % 5]) for digit in range(10))     # each direction twice
+SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+
+
+@dataclass(eq=False)
+class MovingMNIST:
+    """n clips [C, F, H, W] of one or two moving digits, drawn by different hands in each split.
+
+    frames    None makes single images [C, H, W], whose captions name the digits only
+    size      16, 32 or 64 have digits of 8, 14 and 28 pixels; others need `digit`, the side of a digit
+    counts    how many digits a clip may have; default: one on 16 pixels, one or two on more
+    mode      straight    along an axis or not at all, from a start that never leads to a wall; captioned
+              wrap        the same on a torus, for clips of any length; captioned
+              bounce      in any direction, mirrored by the walls
+              srivastava  the original: step, then clamp to the wall; 0.1 of the room per frame
+    speeds    pixels per frame; those below the fastest are "slowly" in captions
+    pairs     the (digit, direction) that occur, as often one as the other; PAIRS is SEEN and HELD_OUT
+    channels  3 gives the digits of a clip different colours
+    stride    show every such frame only; a tuple: one of these, drawn for each clip
+    smooth    show positions between pixels (bilinear) instead of rounded ones
+    images    where the digits come from: labelled Images of 28 x 28; default: MNIST if it can be had
+    """
+
+    split: str = "train"
+    n: int = 100_000
+    frames: int | None = 16
+    size: int = 32
+    digit: int | None = None
+    counts: tuple[int, ...] | None = None
+    mode: str = "straight"
+    speeds: tuple[float, ...] | None = None
+    pairs: Iterable[tuple[int, str]] = PAIRS
+    seed: int = 0
+    channels: int = 1
+    stride: int | tuple[int, ...] = 1
+    smooth: bool = False
+    images: Images | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        self.digit = self.digit or DIGIT.get(self.size, 0)
+        self.counts = self.counts or ((1,) if self.size <= 16 else (1, 2))
+        self.legacy = (0.1 * self.room,)
+        self.speeds = tuple(sorted(self.speeds or (self.legacy if self.mode == "srivastava" else (0.5, 1.0))))
+        self.pairs = tuple(self.pairs)
+        self.table = [(digit, DIRECTIONS.index(way)) for digit, way in self.pairs]
+        self.strides = (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
+        for fault in faults(self):
+            raise ValueError(fault)
+        images = self.images or mnist.load(split="test" if self.split == "test" else "train", size=28)
+        self.name = f"moving_{images.name}"
+        self.glyphs, labels = glyphs(images, self.digit)                       # [N, d, d]
+        keep = np.arange(len(labels))
+        if self.split != "test":                               # 8 copies of a built-in digit share i % 12
+            keep = keep[(keep % 12 == 11) == (self.split == "validation")]
+        self.drawers = [keep[labels[keep] == digit] for digit in range(10)]    # the images of each digit
+        for digit in sorted({digit for digit, _ in self.pairs}):
+            if not len(self.drawers[digit]):
+                raise ValueError(f"there is no {digit} among the images of {images.name}")
+
+    @property
+    def room(self) -> int:
+        """The largest coordinate of a digit's upper left corner."""
+        return self.size - self.digit
+
+    @property
+    def directed(self) -> bool:
+        """Whether a caption that says where digits go is true in every frame."""
+        return self.frames is not None and self.mode in ("straight", "wrap")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one item."""
+        return (self.channels, *([self.frames] if self.frames else []), self.size, self.size)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batches(self, batch_size: int, seed: int = 0) -> Batches:
+        return Batches(self, batch_size, seed)
+
+    def __getitem__(self, index: Tensor | slice | int) -> dict[str, Tensor]:
+        """Items as a batch: x in [-1, 1], text [B, 12], and the truth about them; an int gives one item.
+
+        Of each of K = 2 digits: digits, instances (the image it came from), directions (of DIRECTIONS),
+        slow and colours, all [B, K]; starts (the corner) and velocities (at first, per frame as shown)
+        [B, K, 2]; centres [B, F, K, 2]; bounced [B, F - 1, K].  Of the clip: overlaps [B, F] and fps [B].
+        Where there is no second digit, and no direction in bounce and srivastava, whole numbers are -1 and
+        others NaN.
+        """
+        place = self.place(index)
+        clips = self.drawn(np.atleast_1d(place))
+        corners, clips["bounced"] = motion.paths(self.mode, clips["starts"], clips["velocities"],
+                                                 self.frames or 1, self.room, self.size)
+        pixels, clips["overlaps"] = self.rendered(clips, corners)
+        there = clips["digits"] >= 0                           # [B, K]
+        centres = corners + (self.digit - 1) / 2
+        clips["centres"] = np.where(there[:, None, :, None], centres % self.size if self.mode == "wrap" else
+                                    centres, np.nan)
+        for name in ("starts", "velocities"):
+            clips[name] = np.where(there[..., None], clips[name], np.nan)
+        clips["bounced"] &= there[:, None]
+        x = torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+        text = torch.cat([row(actors) for actors in self.actors(clips)] or [tokens([])])
+        batch = {"x": x if self.frames else x[:, :, 0], "text": text}
+        for name, value in clips.items():
+            value = torch.from_numpy(np.ascontiguousarray(value))
+            batch[name] = value.float() if value.is_floating_point() else value
+        return batch if np.ndim(place) else {name: value[0] for name, value in batch.items()}
+
+    def captions(self, index: Tensor | slice) -> list[str]:
+        """What the captions of these items say."""
+        return [caption(actors) for actors in self.actors(self.drawn(np.atleast_1d(self.place(index))))]
+
+    def place(self, index: Tensor | slice | int) -> np.ndarray:
+        """Numbers of items, whole and in range."""
+        place = np.arange(self.n)[index] if isinstance(index, slice) else np.asarray(index)
+        if place.dtype.kind not in "iu" or (place.size and not 0 <= place.min() <= place.max() < self.n):
+            raise IndexError(f"items are whole numbers from 0 to {self.n - 1}, got {index}")
+        return place
+
+    def drawn(self, place: np.ndarray) -> dict[str, np.ndarray]:
+        """What is drawn by lot for each item, [B] or [B, K, ...]: from 16 uniform numbers of its own."""
+        key = (self.seed, SPLITS[self.split])
+        u = np.array([np.random.default_rng((*key, i)).random(16) for i in place.tolist()]).reshape(-1, 16)
+        pair, drawer, speed, row, column, angle, colour = u[:, 2:].reshape(-1, 2, 7).transpose(2, 0, 1)
+        stride = pick(self.strides, u[:, 1])
+        digits, ways = np.moveaxis(pick(self.table, pair), -1, 0)              # [B, K]
+        many = np.array([len(drawers) for drawers in self.drawers])
+        before = many.cumsum() - many
+        instances = np.concatenate(self.drawers)[before[digits] + (drawer * many[digits]).astype(int)]
+        speed = pick(self.speeds, speed)
+        round_about = np.stack([np.sin(2 * np.pi * angle), np.cos(2 * np.pi * angle)], -1)
+        step = STEPS[ways] if self.mode in ("straight", "wrap") else round_about
+        velocities = step * (speed * stride[:, None])[..., None]               # per frame as shown
+        way = velocities * ((self.frames or 1) - 1) if self.mode == "straight" else 0 * velocities
+        high = self.size if self.mode == "wrap" else self.room
+        low, high = np.maximum(0, -way), high - np.maximum(0, way)             # where it may start
+        there = np.arange(2) < pick(self.counts, u[:, 0])[:, None]
+        or_none = lambda numbers, known=True: np.where(there & known, numbers, -1)
+        first = (colour[:, :1] * len(PALETTE)).astype(int)     # and the second has another one
+        other = (first + 1 + (colour[:, 1:] * (len(PALETTE) - 1)).astype(int)) % len(PALETTE)
+        return {"digits": or_none(digits), "instances": or_none(instances),
+                "directions": or_none(ways, self.directed), "velocities": velocities,
+                "slow": there & (speed < self.speeds[-1]) & velocities.any(-1),
+                "starts": low + np.stack([row, column], -1) * (high - low),
+                "colours": or_none(np.concatenate([first, other], 1), self.channels == 3),
+                "fps": FPS / stride}
+
+    def rendered(self, clips: dict[str, np.ndarray], corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels, uint8 [B, C, F, H, W], and where both digits have ink in one place [B, F]."""
+        canvas = np.zeros((len(corners), self.channels, corners.shape[1], self.size, self.size), np.uint8)
+        overlaps = np.zeros(corners.shape[:2], bool)
+        for k in range(2):
+            b = np.flatnonzero(clips["digits"][:, k] >= 0)
+            ink = self.glyphs[clips["instances"][b, k]][:, None]               # [b, C, d, d]
+            if self.channels == 3:
+                ink = (ink * (PALETTE[clips["colours"][b, k]] / 255)[..., None, None]).astype(np.uint8)
+            where = corners[b, :, k]
+            if not self.smooth:
+                where = np.floor(where + (0 if self.mode == "srivastava" else 0.5))
+            overlaps[b] = motion.paint(canvas, b, ink, where)
+        return canvas, overlaps
+
+    def actors(self, clips: dict[str, np.ndarray]) -> list[tuple[Actor, ...]]:
+        """Who plays in each clip."""
+        table = np.stack([clips["digits"], clips["directions"], clips["slow"] & self.directed], -1).tolist()
+        return [tuple(Actor(digit, DIRECTIONS[way] if self.directed else None, bool(slow))
+                      for digit, way, slow in both if digit >= 0) for both in table]
+
+
+def faults(data: MovingMNIST) -> Iterator[str]:
+    """What is wrong with the arguments."""
+    steps, fast, most = (data.frames or 1) - 1, data.speeds[-1], max(data.strides, default=0)
+    if data.split not in SPLITS:
+        yield f"split={data.split!r} must be one of {', '.join(SPLITS)}"
+    if data.mode not in MODES:
+        yield f"mode={data.mode!r} must be one of {', '.join(MODES)}"
+    if data.n < 1 or data.seed < 0:
+        yield f"n={data.n} must be at least 1, and seed={data.seed} at least 0"
+    if data.frames is not None and data.frames < 1:
+        yield f"frames={data.frames} must be at least 1, or None for images"
+    if not 4 <= data.digit < data.size:
+        yield (f"digit={data.digit} must be at least 4 and less than size={data.size}; only for the sizes "
+               f"{', '.join(map(str, DIGIT))} it is chosen for you")
+    if not set(data.counts) <= {1, 2}:
+        yield f"counts={data.counts} must be (1,), (2,) or (1, 2)"
+    if data.channels not in (1, 3):
+        yield f"channels={data.channels} must be 1 or 3"
+    if min(data.strides, default=0) < 1:
+        yield f"stride={data.stride} must be at least 1"
+    if data.speeds[0] <= 0:
+        yield f"speeds={data.speeds} must be positive; a digit that stays is one of the pairs"
+    if data.mode == "srivastava" and (data.speeds, data.strides) != (data.legacy, (1,)):
+        yield (f"speeds={data.speeds} and stride={data.stride} cannot be chosen in mode='srivastava': a "
+               "digit moves a tenth of the room in every frame")
+    if not data.pairs or not set(data.pairs) <= set(PAIRS):
+        wrong = next((pair for pair in data.pairs if pair not in PAIRS), "none")
+        yield f"{wrong} in pairs: they are a digit and one of {', '.join(DIRECTIONS)}, like (7, 'up')"
+    if data.mode == "straight" and fast * most * steps > data.room:
+        yield (f"a digit at {fast * most:g} pixels per frame goes {fast * most * steps:g} pixels in "
+               f"{steps + 1} frames, but has room for {data.room}; choose fewer frames, speeds up to "
+               f"{np.floor(100 * data.room / steps / most) / 100:g}, or mode='wrap' or 'bounce'")
+
+
+def glyphs(images: Images, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Digits [N, side, side], averaged down from images, and their labels [N]."""
+    if images.labels is None or images.pixels.shape[1] != 1:
+        raise ValueError(f"{images.name}: moving digits need images with labels and one channel")
+    margin = 2 if side < 10 else 0                             # MNIST's is four pixels wide, and here each counts
+    pixels = images.pixels[..., margin:images.pixels.shape[-2] - margin, margin:images.pixels.shape[-1] - margin]
+    parts = [F.interpolate(x.float(), (side, side), mode="area") for x in pixels.split(10_000)]
+    return torch.cat(parts).round().byte()[:, 0].numpy(), images.labels.numpy()
+
+
+def pick(options: Sequence, u: np.ndarray) -> np.ndarray:
+    """One of the options for each u in [0, 1), all equally likely."""
+    return np.asarray(options)[(u * len(options)).astype(int)]
+
+
+@cache
+def row(actors: tuple[Actor, ...]) -> Tensor:
+    """The tokens [1, 12] of a caption."""
+    return tokens([caption(actors)])
