@@ -2,10 +2,8 @@
 import inspect
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -48,21 +46,24 @@ def show_papers(as_json: Json = False):
 
 @app.command("data")
 def show_data(
-        name: Annotated[Optional[str], typer.Argument(help="mnist, digits, or a folder of images.")] = None,
-        out: Annotated[Optional[Path], typer.Option(help="Write a picture of the first 64 items.")] = None,
+        name: Annotated[Optional[str], typer.Argument(
+            help="mnist, digits, moving_mnist, moving_digits, mnist_test_seq (819 MB), or a folder.")] = None,
+        out: Annotated[Optional[Path], typer.Option(help="Write 64 items: .png, .gif, .mp4.")] = None,
         as_json: Json = False):
     """Fetch a data set if need be, and say what is in it."""
-    from .data import media
-    from .data.mnist import load
+    from .data import media, sources
 
+    shape = sources.usual_shape(name)
     if out is not None:
-        media.check_format(out, video=False)
-    splits = {"train": load(name)}
-    if name in (None, "mnist", "digits"):                      # a folder has no splits
-        splits["test"] = load(splits["train"].name, "test")
-    facts = [{"name": data.name, "split": split, "items": len(data), "shape": list(data.pixels.shape[1:]),
-              "per_label": None if data.labels is None else data.labels.bincount().tolist()}
-             for split, data in splits.items()]
+        media.check_format(out, video=len(shape) == 4)
+    splits = {"train": sources.load(name, shape, download=True)}
+    if name is None or name in sources.SPLIT:                  # files have no splits
+        splits["test"] = sources.load(splits["train"].name, shape, "test")
+    facts = []
+    for split, data in splits.items():
+        labels = getattr(data, "labels", None)
+        facts.append({"name": data.name, "split": split, "items": len(data), "shape": list(data.shape),
+                      "per_label": None if labels is None else labels.bincount().tolist()})
     if out is not None:
         media.write(out, splits["train"][slice(64)]["x"])
     say(facts, as_json, (f"{row['name']} {row['split']}: {row['items']} items of {row['shape']}"
@@ -120,51 +121,27 @@ def train_options(
 def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume,
           save_and_sample_every, accumulate, precision, cpu, seed, tracker) -> None:
     import torch
-    from accelerate import PartialState
 
     from .classroom.figures import loss_curve
-    from .data.mnist import load
-    from .recipe import preset_name
     from .training import checkpoints
-    from .training.trainer import Trainer
+    from .training.runs import begin
 
-    module, preset = papers.module(name), preset_name(preset)
-    if not module.PRESETS:
+    if not papers.module(name).PRESETS:
         raise BadParameter(f"{name} is training-free: it samples from the model of another paper")
-    numbers = replace(module.PRESETS[preset], **given(steps=steps, batch_size=batch_size, lr=lr))
     out = out or Path("runs") / name
-    begun = (out / "state.safetensors").exists()
-    if begun and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    torch.manual_seed(seed)
-    recipe = module.recipe(**{**numbers.recipe, **recipe_kwargs})
-    with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
-        images = load(data or (None if recipe.data == "mnist" else recipe.data), size=recipe.shape[-1],
-                      channels=recipe.shape[0])
-    if images.pixels.ndim != len(recipe.shape) + 1:
-        raise ValueError(f"{images.name} holds items of {list(images.pixels.shape[1:])}, and {name} makes "
-                         f"samples of {list(recipe.shape)}; choose other --data")
-    classes = recipe.origin.kwargs.get("classes")
-    if classes and (images.labels is None or images.labels.max() >= classes):
-        found = "has no labels" if images.labels is None else f"has the labels 0 ... {images.labels.max()}"
-        raise BadParameter(f"{classes} do not fit the data: {images.name} {found}", param_hint="--classes")
-    out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()                    # refused now if it cannot be written to
-    trainer = Trainer(recipe, out, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema, accumulate=accumulate,
-                      seed=seed, precision=precision, cpu=cpu, tracker=tracker,
-                      save_every=save_and_sample_every, sample_every=save_and_sample_every,
-                      facts={"data": images.name, "preset": preset, "batch_size": numbers.batch_size})
-    trainer.sample_options = quick_options(recipe, trainer.samples)
-    if begun:
-        trainer.resume()
+    trainer, batches = begin(
+        name, out, preset, data, resume=resume, recipe=recipe_kwargs, cpu=cpu, seed=seed, tracker=tracker,
+        numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate, precision=precision,
+        save_every=save_and_sample_every, sample_every=save_and_sample_every)
     if trainer.main:
-        if begun:
+        if trainer.step:
             print(f"going on from step {trainer.step} of {out}")
         weights = sum(p.numel() for p in trainer.weights.values())
-        print(f"{name} ({preset}): {weights / 1e6:.2f} M weights, {numbers.steps} steps of "
-              f"{numbers.batch_size} on {images.name}, {trainer.device}, {torch.get_num_threads()} threads "
-              f"-> {out}", flush=True)
-    for _ in trainer.run(images.batches(numbers.batch_size, seed), bar=True):
+        facts = trainer.facts
+        print(f"{name} ({facts['preset']}): {weights / 1e6:.2f} M weights, {trainer.total} steps of "
+              f"{facts['batch_size']} on {facts['data']}, {trainer.device}, {torch.get_num_threads()} "
+              f"threads -> {out}", flush=True)
+    for _ in trainer.run(batches, bar=True):
         pass
     trainer.accelerator.end_training()
     if trainer.main:
@@ -178,17 +155,6 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
 def given(**options) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def quick_options(recipe, num: int) -> dict[str, Any]:
-    """50 DDIM steps (or all there are) where the recipe offers that; labels in turn where it takes them."""
-    offered, options = inspect.signature(recipe.sample).parameters, {}
-    if {"steps", "step"} <= set(offered):
-        options = {"steps": min(50, offered["steps"].default), "step": stepper("ddim")}
-    if classes := recipe.origin.kwargs.get("classes"):
-        import torch
-        options["label"] = torch.arange(num, device=next(recipe.model.parameters()).device) % classes
-    return options
 
 
 def train_command(name: str) -> TyperCommand:
@@ -265,7 +231,7 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     offered = set(inspect.signature(recipe.sample).parameters)
     if surplus := set(chosen) - offered:
         raise BadParameter(f"{recipe.origin.paper} does not let one choose the {' and '.join(surplus)}")
-    options = quick_options(recipe, num) | chosen | ({"bar": True} if "bar" in offered else {})
+    options = recipe.quick(num) | chosen | ({"bar": True} if "bar" in offered else {})
     if label is not None:
         if not 0 <= label < classes:
             raise BadParameter(f"{label} must be in 0 ... {classes - 1}", param_hint="--label")
@@ -273,6 +239,51 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     began = time.monotonic()
     written = media.write(out, recipe.draw(num, seed, **options))
     print(f"{num} samples of {recipe.origin.paper} in {time.monotonic() - began:.1f} s -> {written}")
+
+
+# ---- evaluate, leaderboard
+
+@app.command()
+def evaluate(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
+                                                 help="A model file, the folder of a run, or a paper.")],
+             n: Annotated[int, typer.Option("--n", min=2, help="Samples, and as many real items.")] = 1024,
+             seed: Annotated[int, typer.Option(min=0)] = 0,
+             steps: Annotated[Optional[int], typer.Option(min=1, help="Default: 50, or all.")] = None,
+             sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
+             board: Annotated[Path, typer.Option(help="Leaderboard that gets the row.")] = Path(
+                 "runs/leaderboard.jsonl"),
+             as_json: Json = False):
+    """Measure a model beside real data, and put it on a leaderboard."""
+    import torch
+
+    from .evaluation import leaderboard, measure
+    from .training.checkpoints import locate
+
+    if sampler not in (None, *SAMPLERS):
+        raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = given(steps=steps, step=sampler and stepper(sampler))
+    row = measure.evaluate(locate(what), n, seed, device, **options)
+    leaderboard.add(row, board)
+    say([row], as_json, [leaderboard.table([row]), f"-> {board}"])
+
+
+@app.command("leaderboard")
+def show_leaderboard(
+        board: Annotated[Optional[Path], typer.Option(help="Default: the course's own, and yours.")] = None,
+        plot: Annotated[Optional[Path], typer.Option(help="Write quality against compute to a .png.")] = None,
+        markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
+        as_json: Json = False):
+    """Show what was measured of every model, and what it cost."""
+    from .evaluation import leaderboard
+
+    rows = leaderboard.read(board)
+    if board is None and leaderboard.OWN.exists():
+        rows += leaderboard.read(leaderboard.OWN)
+    if plot is not None:
+        from .classroom.board import quality_against_compute
+        quality_against_compute(rows).save(plot)
+    say(rows, as_json, [leaderboard.table(rows, markdown)])
 
 
 def version(show: bool):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion.ema import EMA
+from .diffusion.samplers import ddim_step
 
 Batch = dict[str, Tensor]  # {"x": clean images or videos in [-1, 1], "label": ..., "text": ...}
 
@@ -42,6 +43,15 @@ class Recipe:
             self.frozen = (*self.frozen, self.autoencoder)
         for part in self.frozen:
             part.eval().requires_grad_(False)
+
+    def quick(self, n: int) -> dict[str, Any]:
+        """Options for n samples soon: 50 DDIM steps where `sample` lets one choose; labels in turn."""
+        offered, options = inspect.signature(self.sample).parameters, {}
+        if {"steps", "step"} <= set(offered):
+            options = {"steps": min(50, offered["steps"].default), "step": ddim_step}
+        if classes := self.origin and self.origin.kwargs.get("classes"):
+            options["label"] = torch.arange(n, device=next(self.model.parameters()).device) % classes
+        return options
 
     @torch.no_grad()
     def draw(self, n: int, seed: int | None = None, **options) -> Tensor:

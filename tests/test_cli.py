@@ -23,6 +23,7 @@ from diffusion_course import __version__, cli, papers
 from diffusion_course.classroom import doctor
 from diffusion_course.data import mnist
 from diffusion_course.diffusion.ema import EMA
+from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import ddpm, video_diffusion_models
 from diffusion_course.training import checkpoints
 from diffusion_course.training.state import read_log
@@ -180,7 +181,8 @@ def test_data_says_once_that_digits_stand_in():
 
 
 @pytest.mark.parametrize("args, message", [
-    (["nowhere"], "data='nowhere' is neither mnist, nor digits, nor a folder"), (["mnist"], "OFFLINE is set"),
+    (["nowhere"], "data='nowhere' is neither mnist, nor digits, nor moving_mnist"),
+    (["mnist"], "OFFLINE is set"),
     (["digits", "--out", "x.gif"], "x.gif: images can be written as .png, .npy"), (["."], "no images in it")])
 def test_data_that_cannot_be_had(args, message):
     assert message in fails("data", *args, code=1)
@@ -309,8 +311,8 @@ def test_a_folder_of_images_with_and_without_labels(tmp_path):
     train("--data", "pets", "--channels", 3, "--classes", 2, "--num-steps", 5, "--out", "run")
     header = checkpoints.read_header("run/model.safetensors")
     assert header["data"] == "pets" and header["kwargs"]["channels"] == 3
-    assert "--classes: 2 do not fit the data: cat has no labels" in fails(
-        "train", "ddpm", *TINY, "--data", "pets/cat", "--classes", 2, code=2)
+    assert "classes=2 does not fit the data: cat has no labels" in fails(
+        "train", "ddpm", *TINY, "--data", "pets/cat", "--classes", 2, code=1)
 
 
 def test_the_digits_stand_in_for_mnist():
@@ -325,7 +327,6 @@ def test_the_digits_stand_in_for_mnist():
     (["ddpm", "--steps", "-3"], "--steps"), (["ddpm", "--steps", "x"], "--steps"),
     (["ddpm", "--batch-size", "0"], "--batch-size"), (["ddpm", "--accumulate", "0"], "--accumulate"),
     (["ddpm", "--save-and-sample-every", "0"], "--save-and-sample-every"),
-    (["ddpm", *TINY, "--classes", "5"], "--classes: 5 do not fit the data: digits has the labels 0 ... 9"),
     (["fifo_diffusion"], "fifo_diffusion is training-free")])
 def test_wrong_usage_of_train(tmp_path, args, message):
     assert message in fails("train", *args, code=2)
@@ -334,7 +335,8 @@ def test_wrong_usage_of_train(tmp_path, args, message):
 
 @pytest.mark.parametrize("args, message", [
     (["--preset", "huge"], "preset='huge' must be smoke, laptop or t4"),
-    (["--data", "/no/such"], "data='/no/such' is neither mnist, nor digits, nor a folder"),
+    (["--classes", "5"], "classes=5 does not fit the data: digits has the labels 0 ... 9"),
+    (["--data", "/no/such"], "data='/no/such' is neither mnist, nor digits, nor moving_mnist"),
     (["--data", "mnist"], "DIFFUSION_COURSE_OFFLINE is set"), (["--width", "9"], "width=9 must be"),
     (["--channels", "2"], "channels=2 must be 1 or 3"), (["--lr", "-1"], "learning rate: -1.0"),
     (["--precision", "fp17"], "fp17"), (["--tracker", "nosuch"], "nosuch"),
@@ -349,7 +351,7 @@ def test_train_fails_with_one_clear_line_and_before_the_first_step(tmp_path, mon
 
 def test_images_cannot_train_a_model_of_videos():
     line = fails("train", "video_diffusion_models", "--preset", "smoke", "--data", "digits", code=1)
-    assert "digits holds items of [1, 16, 16], and video_diffusion_models makes samples of [1" in line
+    assert "digits holds items of [1, 16, 16], but video_diffusion_models makes samples of [1" in line
 
 
 def test_an_error_can_be_traced():
@@ -489,3 +491,51 @@ def test_files_that_are_no_checkpoints(plain, tmp_path):
     assert "a.pt: this is a pickle" in fails("sample", "a.pt", code=1)
     (tmp_path / "b.safetensors").write_bytes((plain / "model.safetensors").read_bytes()[:1000])
     assert "b.safetensors: truncated" in fails("sample", "b.safetensors", code=1)
+
+
+# ---- evaluate, leaderboard
+
+def test_a_run_is_measured_and_stands_on_a_board(plain, monkeypatch):
+    text = done("evaluate", plain, "--n", 6, "--steps", 2, "--seed", 1)
+    assert re.search(r"^frechet +[\d.]+ ± .* \([\d.]+\)$", text, re.MULTILINE), text
+    assert text.endswith("-> runs/leaderboard.jsonl\n") and "ddim 2, 2 evaluations" in text
+    row, = json.loads(done("leaderboard", "--board", "runs/leaderboard.jsonl", "--json"))
+    assert row["n"] == 6 and row["seed"] == 1 and row["model"] == Path(plain).name
+    assert row["training"]["steps"] == 3 and row["training"]["flops"] > 1e8
+    again, = json.loads(done("evaluate", plain, "--n", 6, "--steps", 2, "--seed", 1, "--json"))
+    assert again == row
+    done("evaluate", plain, "--n", 6, "--steps", 2, "--sampler", "heun", "--board", "other.jsonl")
+    assert len(leaderboard.read("runs/leaderboard.jsonl")) == 1
+    assert leaderboard.read("other.jsonl")[0]["evaluations"] == 3
+    board = done("leaderboard", "--board", "other.jsonl", "--markdown", "--plot", "board.png")
+    assert board.startswith("| model |") and imageio.imread("board.png").shape[2] in (3, 4)
+    monkeypatch.setattr(leaderboard.checkpoints, "obtain", lambda slug: Path("other.jsonl"))
+    assert len(json.loads(done("leaderboard", "--json"))) == 2             # the course's and one's own
+
+
+@pytest.mark.parametrize("args, code, message", [
+    (["evaluate", "nowhere"], 1, "'nowhere' is neither a checkpoint"),
+    (["evaluate", "ddpm", "--sampler", "x"], 2, "'x' must be one of ancestral"),
+    (["evaluate", "ddpm", "--n", "1"], 2, "--n"),
+    (["leaderboard", "--board", "no.jsonl"], 1, "no.jsonl: no such leaderboard")])
+def test_what_cannot_be_evaluated_or_shown(args, code, message):
+    assert message in fails(*args, code=code)
+
+
+def test_data_that_moves():
+    text = done("data", "moving_digits", "--out", "clips.gif")
+    assert "moving_digits train: 100000 items of [1, 16, 32, 32]" in text and "moving_digits test" in text
+    assert imageio.imread("clips.gif").shape[0] == 16
+    row, = json.loads(done("data", ".", "--json"))             # a folder of videos
+    assert row["items"] == 1 and row["shape"] == [1, 16, 32, 32]
+    assert "x.png: videos can be written as" in fails("data", "moving_digits", "--out", "x.png", code=1)
+    assert "OFFLINE" in fails("data", "mnist_test_seq", code=1)
+
+
+def test_a_model_of_videos_trains_on_moving_digits():
+    train_videos = ("train", "video_diffusion_models", "--preset", "smoke", "--steps", 2, "--batch-size", 2,
+                    "--width", 8, "--cpu", "--out", "film")
+    assert "2 steps of 2 on moving_digits" in done(*train_videos)
+    assert checkpoints.read_header("film/model.safetensors")["data"] == "moving_digits"
+    text = done("evaluate", "film", "--n", 4, "--steps", 2)
+    assert "moving_digits 8x16x16" in text and re.search(r"^runs +", text, re.MULTILINE)

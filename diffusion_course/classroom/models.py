@@ -5,13 +5,10 @@ from typing import Any
 
 import torch
 
-from .. import papers
-from ..data.mnist import load
 from ..recipe import Recipe, preset_name
 from ..training import checkpoints
-from ..training.checkpoints import CheckpointError
+from ..training.runs import begin
 from ..training.shipped import SHIPPED
-from ..training.trainer import Trainer
 
 
 def load_or_train(slug: str, device: str | torch.device | None = None) -> Recipe:
@@ -42,22 +39,10 @@ def results(name: str) -> dict[str, Any]:
 
 def trained(slug: str, device: torch.device) -> Path:
     """The model in runs/SLUG, after training it, or the rest of it, at the preset of this machine."""
-    shipped, preset, folder = SHIPPED[slug], preset_name(), Path("runs") / slug
-    module = papers.module(shipped.paper)
-    numbers = module.PRESETS[preset]
-    torch.manual_seed(0)
-    recipe = module.recipe(**{**numbers.recipe, **shipped.kwargs})
-    data = load(None if recipe.data == "mnist" else recipe.data, size=recipe.shape[-1],
-                channels=recipe.shape[0])
-    trainer = Trainer(recipe, folder, steps=numbers.steps, lr=numbers.lr, ema=numbers.ema,
-                      cpu=device.type == "cpu",
-                      facts={"data": data.name, "preset": preset, "batch_size": numbers.batch_size})
-    if (folder / "state.safetensors").exists():
-        try:
-            trainer.resume()
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
-    for _ in trainer.run(data.batches(numbers.batch_size), bar=True):
+    shipped, folder = SHIPPED[slug], Path("runs") / slug
+    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs,
+                             cpu=device.type == "cpu")
+    for _ in trainer.run(batches, bar=True):
         pass
     return folder / "model.safetensors"
 

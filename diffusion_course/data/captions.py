@@ -5,6 +5,7 @@
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ class Actor:
     slow: bool = False
 
     def __post_init__(self):
-        if self.digit not in range(10):
-            raise ValueError(f"digit={self.digit} must be in 0 ... 9")
+        if isinstance(self.digit, float) or self.digit not in range(10):
+            raise ValueError(f"digit={self.digit} must be a whole number from 0 to 9")
         if self.direction not in (None, *DIRECTIONS):
             raise ValueError(f"direction={self.direction!r} must be one of {', '.join(DIRECTIONS)}, or None")
         if self.slow and self.direction in (None, "stays"):
@@ -65,16 +66,21 @@ def actor(phrase: str) -> Actor:
 
 def tokens(texts: Sequence[str]) -> Tensor:
     """Captions as numbers of words, int64 [B, LENGTH], filled up with 0; the null caption is all 0."""
-    rows = torch.zeros(len(texts), LENGTH, dtype=torch.long)
-    for row, text in zip(rows, texts):
-        words = text.split()
-        if unknown := [word for word in words if word not in VOCABULARY]:
-            raise ValueError(f"{unknown[0]!r} in {text!r} is not one of the words that captions have: "
-                             + " ".join(VOCABULARY[1:]))
-        if len(words) > LENGTH:
-            raise ValueError(f"{text!r} has {len(words)} words; a caption has {LENGTH} at most")
-        row[:len(words)] = torch.tensor([VOCABULARY.index(word) for word in words])
-    return rows
+    if isinstance(texts, str):
+        raise ValueError(f"texts={texts!r} must be a list of captions, even if it is only one")
+    return torch.stack([row(text) for text in texts]) if len(texts) else torch.zeros(0, LENGTH).long()
+
+
+@lru_cache(maxsize=10_000)                                     # clips say the same things again and again
+def row(text: str) -> Tensor:
+    """The tokens [LENGTH] of one caption."""
+    words = text.split()
+    if unknown := [word for word in words if word not in VOCABULARY]:
+        raise ValueError(f"{unknown[0]!r} in {text!r} is not one of the words that captions have: "
+                         + " ".join(VOCABULARY[1:]))
+    if len(words) > LENGTH:
+        raise ValueError(f"{text!r} has {len(words)} words; a caption has {LENGTH} at most")
+    return torch.tensor([VOCABULARY.index(word) for word in words] + [0] * (LENGTH - len(words)))
 
 
 def words(rows: Tensor) -> list[str]:

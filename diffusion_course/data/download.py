@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import os
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -47,25 +48,39 @@ def offline() -> bool:
     return os.environ.get("DIFFUSION_COURSE_OFFLINE", "") not in ("", "0")
 
 
+def blocks(path: Path, unzip: bool = True) -> Iterator[bytes]:
+    """The bytes of a file, a few at a time, gunzipped if it is gzipped; a ValueError names a broken one."""
+    with path.open("rb") as file:
+        zipped = unzip and file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source = gzip.GzipFile(fileobj=file) if zipped else file
+        try:
+            while block := source.read(CHUNK):
+                yield block
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            fault = f"not a whole gzip file ({error}); delete it to fetch it again"
+            raise ValueError(f"{path}: {fault}") from error
+
+
 def decompressed(path: Path) -> bytes:
     """The bytes of a file, gunzipped if it is gzipped; a ValueError names a broken one."""
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); delete it to fetch it again") from error
+    return b"".join(blocks(path))
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file as it is."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashed(hashlib.sha256(), blocks(path, unzip=False))
 
 
 def md5_of(path: Path) -> str:
     """The MD5 of the content of a file, decompressed if it is gzipped."""
-    return hashlib.md5(decompressed(path)).hexdigest()
+    return hashed(hashlib.md5(), blocks(path))
+
+
+def hashed(total, parts: Iterator[bytes]) -> str:
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
 
 
 def fetch(urls: list[str], path: Path, md5: str | None = None, *, sha256: str | None = None,

@@ -28,6 +28,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one item."""
+        return tuple(self.pixels.shape[1:])
+
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
         """The images at index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
@@ -57,6 +62,14 @@ class Batches:
         return self.data[index]
 
 
+def squared(x: Tensor, size: int) -> Tensor:
+    """The centre of an image [C, H, W] of 0 ... 255, resized: uint8 [C, size, size]."""
+    side = min(x.shape[1:])
+    top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
+    x = x[:, top:top + side, left:left + side]
+    return F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0].round().byte()
+
+
 def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Images:
     """Every image below a folder, centre-cropped and resized to size x size; subfolders are the labels."""
     import imageio.v3 as imageio
@@ -78,9 +91,6 @@ def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Image
             raise ValueError(f"{path}: not a readable image ({error})") from error
         x = torch.from_numpy(image.copy()).float()
         x = x.reshape(*image.shape[:2], -1).permute(2, 0, 1)   # [C, H, W]
-        side = min(x.shape[1:])
-        top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
-        x = x[:, top:top + side, left:left + side]
-        pixels.append(F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0].round().byte())
+        pixels.append(squared(x, size))
     labels = torch.tensor([classes.index(p.parent) for p in files]) if len(classes) > 1 else None
     return Images(folder.resolve().name, torch.stack(pixels), labels)

@@ -57,7 +57,7 @@ def paint(canvas: Array, b: Array, ink: Array, corners: Array) -> Array:
     flat = canvas.reshape(-1)                                  # place is [b, C, F, d, d]
     below = flat[place]
     flat[place] = np.maximum(below, ink)
-    return ((below > 0) & (ink > 0)).any((1, 3, 4))
+    return (below.any(1) & ink.any(1)).any((2, 3))
 
 
 def shifted(ink: Array, part: Array) -> Array:

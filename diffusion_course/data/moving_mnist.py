@@ -8,7 +8,7 @@ column) in pixels, so "up" is a decreasing row.  Where digits overlap, the brigh
 """
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -35,9 +35,9 @@ SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 
 @dataclass(eq=False)
 class MovingMNIST:
-    """n clips [C, F, H, W] of one or two moving digits, drawn by different hands in each split.
+    """n clips [C, F, H, W] of one or two moving digits, whose images are in one split only.
 
-    frames    None makes single images [C, H, W], whose captions name the digits only
+    frames    None makes single images [C, H, W]; their captions, and those of one frame, name digits only
     size      16, 32 or 64 have digits of 8, 14 and 28 pixels; others need `digit`, the side of a digit
     counts    how many digits a clip may have; default: one on 16 pixels, one or two on more
     mode      straight    along an axis or not at all, from a start that never leads to a wall; captioned
@@ -46,10 +46,11 @@ class MovingMNIST:
               srivastava  the original: step, then clamp to the wall; 0.1 of the room per frame
     speeds    pixels per frame; those below the fastest are "slowly" in captions
     pairs     the (digit, direction) that occur, as often one as the other; PAIRS is SEEN and HELD_OUT
+    seed      of all clips; the digits of validation are others for every seed
     channels  3 gives the digits of a clip different colours
     stride    show every such frame only; a tuple: one of these, drawn for each clip
     smooth    show positions between pixels (bilinear) instead of rounded ones
-    images    where the digits come from: labelled Images of 28 x 28; default: MNIST if it can be had
+    images    where the digits come from: square Images with labels; default: MNIST if it can be had
     """
 
     split: str = "train"
@@ -57,9 +58,9 @@ class MovingMNIST:
     frames: int | None = 16
     size: int = 32
     digit: int | None = None
-    counts: tuple[int, ...] | None = None
+    counts: int | tuple[int, ...] | None = None
     mode: str = "straight"
-    speeds: tuple[float, ...] | None = None
+    speeds: float | tuple[float, ...] | None = None
     pairs: Iterable[tuple[int, str]] = PAIRS
     seed: int = 0
     channels: int = 1
@@ -68,15 +69,17 @@ class MovingMNIST:
     images: Images | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        self.digit = self.digit or DIGIT.get(self.size, 0)
-        self.counts = self.counts or ((1,) if self.size <= 16 else (1, 2))
-        self.legacy = (0.1 * self.room,)
-        self.speeds = tuple(sorted(self.speeds or (self.legacy if self.mode == "srivastava" else (0.5, 1.0))))
-        self.pairs = tuple(self.pairs)
-        self.table = [(digit, DIRECTIONS.index(way)) for digit, way in self.pairs]
-        self.strides = (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
+        self.digit = DIGIT.get(self.size, 0) if self.digit is None else self.digit
+        if self.counts is None:
+            self.counts = 1 if self.size <= 16 else (1, 2)
+        if self.speeds is None:
+            self.speeds = 0.1 * self.room if self.mode == "srivastava" else (0.5, 1.0)
+        self.counts, self.speeds = several(self.counts), several(self.speeds)
+        self.strides, self.pairs = several(self.stride), tuple(self.pairs)
         for fault in faults(self):
             raise ValueError(fault)
+        self.pairs = tuple(pair for pair in PAIRS if pair in self.pairs)       # in whatever order they came
+        self.table = [divmod(PAIRS.index(pair), len(DIRECTIONS)) for pair in self.pairs]
         images = self.images or mnist.load(split="test" if self.split == "test" else "train", size=28)
         self.name = f"moving_{images.name}"
         self.glyphs, labels = glyphs(images, self.digit)                       # [N, d, d]
@@ -84,9 +87,10 @@ class MovingMNIST:
         if self.split != "test":                               # 8 copies of a built-in digit share i % 12
             keep = keep[(keep % 12 == 11) == (self.split == "validation")]
         self.drawers = [keep[labels[keep] == digit] for digit in range(10)]    # the images of each digit
-        for digit in sorted({digit for digit, _ in self.pairs}):
+        for digit, _ in self.pairs:
             if not len(self.drawers[digit]):
-                raise ValueError(f"there is no {digit} among the images of {images.name}")
+                raise ValueError(f"images={images.name} have no {digit} for split={self.split!r}; give more "
+                                 "of them, or pairs without it")
 
     @property
     def room(self) -> int:
@@ -96,7 +100,7 @@ class MovingMNIST:
     @property
     def directed(self) -> bool:
         """Whether a caption that says where digits go is true in every frame."""
-        return self.frames is not None and self.mode in ("straight", "wrap")
+        return self.frames not in (None, 1) and self.mode in ("straight", "wrap")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,10 +117,10 @@ class MovingMNIST:
         """Items as a batch: x in [-1, 1], text [B, 12], and the truth about them; an int gives one item.
 
         Of each of K = 2 digits: digits, instances (the image it came from), directions (of DIRECTIONS),
-        slow and colours, all [B, K]; starts (the corner) and velocities (at first, per frame as shown)
-        [B, K, 2]; centres [B, F, K, 2]; bounced [B, F - 1, K].  Of the clip: overlaps [B, F] and fps [B].
-        Where there is no second digit, and no direction in bounce and srivastava, whole numbers are -1 and
-        others NaN.
+        slow and colours, all [B, K]; starts (the corner, in srivastava one step before frame 0) and
+        velocities (at first, per frame as shown) [B, K, 2]; centres [B, F, K, 2]; bounced [B, F - 1, K], on
+        the way to the next frame.  Of the clip: overlaps [B, F] and fps [B].  An image is one frame.  Where
+        there is no second digit, no colour or no direction to speak of, whole numbers are -1 and others NaN.
         """
         place = self.place(index)
         clips = self.drawn(np.atleast_1d(place))
@@ -131,23 +135,26 @@ class MovingMNIST:
             clips[name] = np.where(there[..., None], clips[name], np.nan)
         clips["bounced"] &= there[:, None]
         x = torch.from_numpy(pixels).float().div_(127.5).sub_(1)
-        text = torch.cat([row(actors) for actors in self.actors(clips)] or [tokens([])])
-        batch = {"x": x if self.frames else x[:, :, 0], "text": text}
+        batch = {"x": x if self.frames else x[:, :, 0], "text": tokens(self.said(clips))}
         for name, value in clips.items():
             value = torch.from_numpy(np.ascontiguousarray(value))
             batch[name] = value.float() if value.is_floating_point() else value
         return batch if np.ndim(place) else {name: value[0] for name, value in batch.items()}
 
-    def captions(self, index: Tensor | slice) -> list[str]:
+    def captions(self, index: Tensor | slice | int) -> list[str] | str:
         """What the captions of these items say."""
-        return [caption(actors) for actors in self.actors(self.drawn(np.atleast_1d(self.place(index))))]
+        place = self.place(index)
+        said = self.said(self.drawn(np.atleast_1d(place)))
+        return said if np.ndim(place) else said[0]
 
     def place(self, index: Tensor | slice | int) -> np.ndarray:
-        """Numbers of items, whole and in range."""
-        place = np.arange(self.n)[index] if isinstance(index, slice) else np.asarray(index)
-        if place.dtype.kind not in "iu" or (place.size and not 0 <= place.min() <= place.max() < self.n):
-            raise IndexError(f"items are whole numbers from 0 to {self.n - 1}, got {index}")
-        return place
+        """Numbers of items from 0 to n - 1; negative ones count from the end."""
+        place = np.arange(*index.indices(self.n)) if isinstance(index, slice) else np.asarray(index)
+        if place.ndim > 1 or place.size and (
+                place.dtype.kind not in "iu" or not -self.n <= place.min() <= place.max() < self.n):
+            raise IndexError(f"index={index} must be a whole number less than n={self.n}, a row of them or a "
+                             "slice; a mask becomes a row by mask.nonzero()[:, 0]")
+        return place.astype(int) % self.n
 
     def drawn(self, place: np.ndarray) -> dict[str, np.ndarray]:
         """What is drawn by lot for each item, [B] or [B, K, ...]: from 16 uniform numbers of its own."""
@@ -160,8 +167,8 @@ class MovingMNIST:
         before = many.cumsum() - many
         instances = np.concatenate(self.drawers)[before[digits] + (drawer * many[digits]).astype(int)]
         speed = pick(self.speeds, speed)
-        round_about = np.stack([np.sin(2 * np.pi * angle), np.cos(2 * np.pi * angle)], -1)
-        step = STEPS[ways] if self.mode in ("straight", "wrap") else round_about
+        step = STEPS[ways] if self.mode in ("straight", "wrap") else np.stack(
+            [np.sin(2 * np.pi * angle), np.cos(2 * np.pi * angle)], -1)
         velocities = step * (speed * stride[:, None])[..., None]               # per frame as shown
         way = velocities * ((self.frames or 1) - 1) if self.mode == "straight" else 0 * velocities
         high = self.size if self.mode == "wrap" else self.room
@@ -187,68 +194,70 @@ class MovingMNIST:
             if self.channels == 3:
                 ink = (ink * (PALETTE[clips["colours"][b, k]] / 255)[..., None, None]).astype(np.uint8)
             where = corners[b, :, k]
-            if not self.smooth:
+            if not self.smooth:                                # the original truncates
                 where = np.floor(where + (0 if self.mode == "srivastava" else 0.5))
             overlaps[b] = motion.paint(canvas, b, ink, where)
         return canvas, overlaps
 
-    def actors(self, clips: dict[str, np.ndarray]) -> list[tuple[Actor, ...]]:
-        """Who plays in each clip."""
+    def said(self, clips: dict[str, np.ndarray]) -> list[str]:
+        """The caption of each clip."""
         table = np.stack([clips["digits"], clips["directions"], clips["slow"] & self.directed], -1).tolist()
-        return [tuple(Actor(digit, DIRECTIONS[way] if self.directed else None, bool(slow))
-                      for digit, way, slow in both if digit >= 0) for both in table]
+        return [caption([Actor(digit, DIRECTIONS[way] if self.directed else None, bool(slow))
+                         for digit, way, slow in both if digit >= 0]) for both in table]
 
 
 def faults(data: MovingMNIST) -> Iterator[str]:
     """What is wrong with the arguments."""
-    steps, fast, most = (data.frames or 1) - 1, data.speeds[-1], max(data.strides, default=0)
+    for name, least in ("n", 1), ("frames", 1), ("size", 1), ("digit", 0), ("channels", 1), ("seed", 0):
+        value = getattr(data, name)
+        if not (isinstance(value, Integral) and least <= value < 2**32 or name == "frames" and value is None):
+            yield (f"{name}={value!r} must be a whole number from {least} to 2**32 - 1"
+                   f"{', or None for images' if name == 'frames' else ''}")
     if data.split not in SPLITS:
         yield f"split={data.split!r} must be one of {', '.join(SPLITS)}"
     if data.mode not in MODES:
         yield f"mode={data.mode!r} must be one of {', '.join(MODES)}"
-    if data.n < 1 or data.seed < 0:
-        yield f"n={data.n} must be at least 1, and seed={data.seed} at least 0"
-    if data.frames is not None and data.frames < 1:
-        yield f"frames={data.frames} must be at least 1, or None for images"
     if not 4 <= data.digit < data.size:
         yield (f"digit={data.digit} must be at least 4 and less than size={data.size}; only for the sizes "
                f"{', '.join(map(str, DIGIT))} it is chosen for you")
-    if not set(data.counts) <= {1, 2}:
+    if data.counts not in ((1,), (2,), (1, 2)):
         yield f"counts={data.counts} must be (1,), (2,) or (1, 2)"
     if data.channels not in (1, 3):
         yield f"channels={data.channels} must be 1 or 3"
-    if min(data.strides, default=0) < 1:
-        yield f"stride={data.stride} must be at least 1"
-    if data.speeds[0] <= 0:
-        yield f"speeds={data.speeds} must be positive; a digit that stays is one of the pairs"
-    if data.mode == "srivastava" and (data.speeds, data.strides) != (data.legacy, (1,)):
+    if not data.strides or not all(isinstance(stride, Integral) and stride > 0 for stride in data.strides):
+        yield f"stride={data.stride} must be a whole number, or several, of at least 1"
+    if not data.speeds or not all(isinstance(speed, Real) and 0 < speed < np.inf for speed in data.speeds):
+        yield f"speeds={data.speeds} must be positive numbers; a digit that stays is one of the pairs"
+    if data.mode == "srivastava" and (data.speeds, data.strides) != ((0.1 * data.room,), (1,)):
         yield (f"speeds={data.speeds} and stride={data.stride} cannot be chosen in mode='srivastava': a "
-               "digit moves a tenth of the room in every frame")
-    if not data.pairs or not set(data.pairs) <= set(PAIRS):
-        wrong = next((pair for pair in data.pairs if pair not in PAIRS), "none")
-        yield f"{wrong} in pairs: they are a digit and one of {', '.join(DIRECTIONS)}, like (7, 'up')"
-    if data.mode == "straight" and fast * most * steps > data.room:
-        yield (f"a digit at {fast * most:g} pixels per frame goes {fast * most * steps:g} pixels in "
-               f"{steps + 1} frames, but has room for {data.room}; choose fewer frames, speeds up to "
-               f"{np.floor(100 * data.room / steps / most) / 100:g}, or mode='wrap' or 'bounce'")
+               "digit moves a tenth of the room in every frame; leave both out")
+    for pair in data.pairs or ("nothing",):
+        if pair not in PAIRS:
+            yield f"{pair!r} in pairs must be a digit and one of {', '.join(DIRECTIONS)}, like (7, 'up')"
+    steps, fast = (data.frames or 1) - 1, data.speeds[-1] * data.strides[-1]
+    if data.mode == "straight" and fast * steps > data.room:
+        yield (f"a digit at {fast:g} pixels per frame goes {fast * steps:g} in frames={data.frames} and has "
+               f"room for {data.room}; choose at most {int(data.room / fast) + 1} frames, speeds up to "
+               f"{int(100 * data.room / steps / data.strides[-1]) / 100:g}, or mode='wrap' or 'bounce'")
 
 
 def glyphs(images: Images, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Digits [N, side, side], averaged down from images, and their labels [N]."""
-    if images.labels is None or images.pixels.shape[1] != 1:
-        raise ValueError(f"{images.name}: moving digits need images with labels and one channel")
-    margin = 2 if side < 10 else 0                             # MNIST's is four pixels wide, and here each counts
-    pixels = images.pixels[..., margin:images.pixels.shape[-2] - margin, margin:images.pixels.shape[-1] - margin]
+    channels, height, width = images.shape
+    if images.labels is None or (channels, height) != (1, width):
+        raise ValueError(f"images={images.name} of {channels} x {height} x {width} must be square, with "
+                         "labels and one channel, like those of mnist.load")
+    margin = height // 14 if side < 10 else 0                  # on 28 pixels 4 are free, and here each counts
+    pixels = images.pixels[..., margin:height - margin, margin:width - margin]
     parts = [F.interpolate(x.float(), (side, side), mode="area") for x in pixels.split(10_000)]
     return torch.cat(parts).round().byte()[:, 0].numpy(), images.labels.numpy()
+
+
+def several(options: Iterable | Real) -> tuple:
+    """One option or several as a sorted tuple of those that differ."""
+    return tuple(sorted(set(options if isinstance(options, Iterable) else (options,))))
 
 
 def pick(options: Sequence, u: np.ndarray) -> np.ndarray:
     """One of the options for each u in [0, 1), all equally likely."""
     return np.asarray(options)[(u * len(options)).astype(int)]
-
-
-@cache
-def row(actors: tuple[Actor, ...]) -> Tensor:
-    """The tokens [1, 12] of a caption."""
-    return tokens([caption(actors)])

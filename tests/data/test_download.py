@@ -4,11 +4,12 @@ import hashlib
 import socket
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from diffusion_course.data.download import DownloadError, cache_folder, fetch
+from diffusion_course.data.download import DownloadError, cache_folder, decompressed, fetch, md5_of, sha256_of
 
 PLAIN = bytes(range(256)) * 1000
 FILE = gzip.compress(PLAIN, 0, mtime=0)                        # 256 kB: several blocks
@@ -209,6 +210,29 @@ def test_a_sha256_is_that_of_the_file_as_it_is(server, tmp_path):
     with pytest.raises(DownloadError, match="closed after 1000 of"):
         fetch(server.urls("good-1000"), path, sha256=right)
     assert fetch(server.urls("other", "good"), path, sha256=right).read_bytes() == FILE
+
+
+@pytest.mark.parametrize("content", [PLAIN, FILE, b"", b"\x1f", gzip.compress(b""), 2 * FILE])
+def test_the_digests_of_a_file(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    assert decompressed(path) == plain and md5_of(path) == hashlib.md5(plain).hexdigest()
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_large_file_is_not_read_at_once(tmp_path, zipped):
+    with (gzip.open if zipped else open)(tmp_path / "file", "wb") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    assert md5_of(tmp_path / "file") == hashlib.md5(bytes(64 << 20)).hexdigest()
+    tracemalloc.reset_peak()
+    md5_of(tmp_path / "file"), sha256_of(tmp_path / "file")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_nothing_is_fetched_unchecked(server, tmp_path):

@@ -1,0 +1,88 @@
+"""The leaderboard: one line of JSON per trained model, which only `diffusion-course evaluate` writes."""
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..training import checkpoints
+
+Row = dict[str, Any]
+OWN = Path("runs/leaderboard.jsonl")  # of what the user has evaluated; the course's own ships with it
+
+
+def read(path: str | Path | None = None) -> list[Row]:
+    """The rows of a board, by default the one that ships with the course; a bad line is a ValueError."""
+    path = Path(path or checkpoints.obtain("leaderboard"))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such leaderboard; `diffusion-course evaluate` makes one")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            if not isinstance(rows[-1]["metrics"]["frechet"]["value"], float):
+                raise TypeError("its Frechet distance is no number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a row of a leaderboard ({error}); delete the line "
+                             "and evaluate that model again") from error
+    return rows
+
+
+def add(row: Row, path: str | Path) -> Path:
+    """Put a row in the place of that of the same model, data and sampling, or at the end."""
+    path = Path(path)
+    rows = read(path) if path.exists() else []
+    key = lambda row: [row.get(name) for name in ("model", "data", "sampling", "n", "seed")]
+    place = next((i for i, other in enumerate(rows) if key(other) == key(row)), len(rows))
+    rows[place:place + 1] = [row]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def score(metric: dict[str, float]) -> str:
+    """0.79 +- 0.01 (0.99): the value, its standard error, and the real one in brackets."""
+    spread = f" ± {metric['spread']:.2g}" if metric.get("spread") else ""
+    return f"{metric['value']:.3g}{spread} ({metric['real']:.3g})"
+
+
+def cells(row: Row) -> dict[str, str]:
+    """A row as words."""
+    training, metrics = row["training"], row["metrics"]
+    minutes = "" if training["minutes"] is None else f"{training['minutes']:.0f} min {training['device']}"
+    steps = " ".join(str(value).removesuffix("_step") for _, value in sorted(row["sampling"].items()))
+    return {"model": row["model"], "data": f"{row['data']} {'x'.join(map(str, row['shape'][1:]))}",
+            "weights": f"{row['parameters'] / 1e6:.2f} M",
+            "training": f"{training['flops'] / 1e15:.2f} PFLOP, {minutes}".removesuffix(", "),
+            "sampling": f"{steps}, {row['evaluations']:.0f} evaluations", "n": str(row["n"]),
+            **{name: score(metric) for name, metric in metrics.items()}}
+
+
+def table(rows: list[Row], markdown: bool = False) -> str:
+    """Boards of images and of videos, best first; every number stands before that of real items."""
+    boards = []
+    for length in (3, 4):
+        own = sorted((row for row in rows if len(row["shape"]) == length),
+                     key=lambda row: (row["data"], row["shape"], row["metrics"]["frechet"]["value"]))
+        lines = [cells(row) for row in own]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        if not lines:
+            continue
+        body = [names, *([line.get(name, "") for name in names] for line in lines)]
+        if markdown:
+            body.insert(1, ["---"] * len(names))
+            boards.append("\n".join(f"| {' | '.join(line)} |" for line in body))
+        else:                                                  # on its side: there are many metrics
+            width = max(map(len, names))
+            boards.append("\n\n".join("\n".join(f"{name:{width}}  {line[name]}" for name in line)
+                                      for line in lines))
+    if not boards:
+        return "nothing has been evaluated yet"
+    return "\n\n".join([*boards, "In brackets: what as many real items get; ± is a standard error."])

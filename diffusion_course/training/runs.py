@@ -1,0 +1,59 @@
+"""A run: a paper, its data and a trainer in a folder.  The command line and the lessons begin theirs here."""
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .. import papers
+from ..data import sources
+from ..recipe import Recipe, preset_name
+from .checkpoints import CheckpointError
+from .trainer import Trainer
+
+
+def begin(name: str, folder: str | Path, preset: str | None = None, data: str | None = None, *,
+          resume: bool = False, recipe: dict[str, Any] | None = None, numbers: dict[str, Any] | None = None,
+          cpu: bool = False, seed: int = 0, **options) -> tuple[Trainer, Any]:
+    """A trainer for a paper at a preset, and its batches; with resume it goes on with what is in the folder.
+
+    recipe and numbers take the place of the preset's own arguments; options are the trainer's.
+    """
+    module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
+    begun = (folder / "state.safetensors").exists()
+    if begun and not resume:
+        raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another "
+                         "--out")
+    plan = replace(module.PRESETS[preset], **(numbers or {}))
+    torch.manual_seed(seed)
+    made = module.recipe(**{**plan.recipe, **(recipe or {})})
+    data = data or (None if made.data in ("mnist", "moving_mnist") else made.data)
+    with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
+        source = sources.load(data, made.shape)
+    check(made, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
+    facts = {"data": source.name, "preset": preset, "batch_size": plan.batch_size}
+    trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
+                      facts=facts, **options)
+    trainer.sample_options = made.quick(trainer.samples)
+    if begun:
+        try:
+            trainer.resume()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
+    return trainer, source.batches(plan.batch_size, seed)
+
+
+def check(recipe: Recipe, source: Any) -> None:
+    """A ValueError unless the items of a data set are what the recipe makes."""
+    if tuple(source.shape) != tuple(recipe.shape):
+        raise ValueError(f"{source.name} holds items of {list(source.shape)}, but {recipe.origin.paper} "
+                         f"makes samples of {list(recipe.shape)}; choose other --data")
+    classes = recipe.origin.kwargs.get("classes")
+    labels = getattr(source, "labels", None)
+    if classes and (labels is None or labels.max() >= classes):
+        found = "has no labels" if labels is None else f"has the labels 0 ... {labels.max()}"
+        raise ValueError(f"classes={classes} does not fit the data: {source.name} {found}")
