@@ -9,10 +9,12 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion_course.data.moving_mnist import MovingMNIST
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.predictions import Epsilon
 from diffusion_course.diffusion.schedules import linear_beta
 from diffusion_course.networks.unet import UNet
+from diffusion_course.papers import video_diffusion_models
 
 
 def seconds(f, repeats):
@@ -55,6 +57,28 @@ def unet(batch, **kwargs):
           f"step {rates[2] * 1e3:5.0f} ms {rates[3]:4.0%}")
 
 
+def videos(name):
+    """Frames per second that one core makes, over those that it trains on; 20 times as many are asked."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    preset = video_diffusion_models.PRESETS[name]
+    recipe = video_diffusion_models.recipe(**preset.recipe)
+    channels, frames, size, _ = recipe.shape
+    batches = MovingMNIST(frames=frames, size=size, channels=channels).batches(preset.batch_size)
+    optimizer, batch = torch.optim.AdamW(recipe.model.parameters(), fused=True), batches[0]
+
+    def step():
+        optimizer.zero_grad()
+        recipe.loss(batch).backward()
+        optimizer.step()
+
+    times = [(seconds(lambda: batches[1], 20), seconds(step, 3)) for _ in range(5)]    # in turn, for fairness
+    made, trained = (preset.batch_size * frames / min(taken) for taken in zip(*times))
+    torch.set_num_threads(threads)
+    print(f"one core, {name}: {preset.batch_size} clips of {frames} x {size} x {size}: makes {made:.0f} "
+          f"frames/s, trains on {trained:.0f}: {made / trained:.0f} times as many")
+
+
 def import_seconds(module):
     code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5))
@@ -67,6 +91,8 @@ if __name__ == "__main__":
     unet(128, width=32, patch=2, multipliers=(1, 2, 2))
     unet(128, width=48, patch=2, multipliers=(1, 2, 2))
     unet(128, width=64, patch=2, multipliers=(1, 2, 2))
+    for name in ("smoke", "laptop"):
+        videos(name)
     base = import_seconds("torch")
     for name in ("diffusion_course", "diffusion_course.papers.ddpm", "diffusion_course.cli"):
         print(f"import {name}: {import_seconds(f'torch, {name}') - base:+.2f} s beyond torch ({base:.2f} s)")

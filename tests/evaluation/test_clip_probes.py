@@ -224,7 +224,7 @@ def test_clips_whose_frames_are_out_of_order_teach_no_direction(bars, monkeypatc
         monkeypatch.setattr(train_probes, "reordered", lambda x, orders=orders: (x, orders))
         probe.zero_grad()
         video_loss(probe, batch).backward()
-        assert not probe.heads["pairs"].weight.grad.any() and probe.heads["order"].weight.grad.any()
+        assert not probe.maps["pairs"].weight.grad.any() and probe.heads["order"].weight.grad.any()
 
 
 # ---- the shipped probes
@@ -242,15 +242,17 @@ def test_clips():
 
 def test_what_the_shipped_frame_probe_reads():
     probe = trained("frame_probe")
-    for size, least in ((32, 0.7), (16, 0.75)):
-        found = accuracy(probe, MovingMNIST("test", frames=None, size=size), 400)
-        assert found["digits"] > least and found["count"] > 0.9, (size, found)
+    for size in (32, 16):
+        data = MovingMNIST("test", frames=None, size=size)
+        found, least = accuracy(probe, data, 400), 0.8 if data.name == "moving_mnist" else 0.6
+        assert found["digits"] > least and found["count"] > 0.85, (size, found)
 
 
 def test_what_the_shipped_video_probe_reads(test_clips):
     probe = trained("video_probe")
     found = accuracy(probe, test_clips, 200)
-    assert found["caption"] > 0.6 and found["order"] > 0.8 and found["count"] > 0.9, found
+    least = 0.7 if test_clips.name == "moving_mnist" else 0.45  # it has never seen the built-in digits
+    assert found["caption"] > least and found["order"] > 0.8 and found["count"] > 0.9, found
     x = test_clips[torch.arange(100)]["x"]
     shuffled = x[:, :, torch.randperm(16)]
     assert (look(probe, shuffled)[1]["order"].argmax(1) == 0).float().mean() < 0.3

@@ -235,7 +235,8 @@ def test_captions_of_real_clips_are_right_and_of_others_wrong(shipped):
     texts = source.captions(torch.arange(200))
     said = look(clip_probes.load_probe("video_probe"), source[torch.arange(200)]["x"])[1]
     right, wrong = caption_right(said, texts), caption_right(said, texts[1:] + texts[:1])
-    assert right.float().mean() > 0.6 > 0.05 > wrong.float().mean()
+    least = 0.7 if source.name == "moving_mnist" else 0.45     # the probe has never seen the built-in digits
+    assert right.float().mean() > least > 0.05 > wrong.float().mean()
 
 
 # ---- data by name

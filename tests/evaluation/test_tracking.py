@@ -180,7 +180,7 @@ def test_jumps_and_changes_of_speed():
     fast = line(*((0, f if f < 8 else 3 * f - 16) for f in range(17)))
     assert speed(fast, step=1).item() == pytest.approx(2)
     assert speed_constancy(fast, step=1).item() == pytest.approx(0.5)
-    still = torch.cat([path, torch.zeros_like(path), torch.full_like(path, torch.nan)], 2)
+    still = torch.cat([path, 0.05 * path, torch.full_like(path, torch.nan)], 2)
     assert speed_constancy(still).isnan().tolist() == [[False, True, True]]
     assert jump(still).isnan().tolist() == [[False, False, True]]
 
@@ -200,6 +200,9 @@ def test_the_angle_out_is_the_angle_in():
     steep = line(*((9 - f, 2 * f) for f in range(9)), *((f, 16 + 0.5 * f) for f in range(1, 9)))
     out = math.degrees(math.atan2(1, 0.5) - math.atan2(1, 2))  # 63 degrees where 27 came in
     assert bounce_error(steep, (1, 40)).item() == pytest.approx(out, abs=0.01)
+    turned = line(*((9 + 0.2 * f, 9 + f) for f in range(9)), *((10.6 - 0.2 * f, 17 - f) for f in range(1, 9)))
+    out = 2 * math.degrees(math.atan2(0.2, 1))                 # 11 degrees up where 11 down were due
+    assert bounce_error(turned, (0, 17)).item() == pytest.approx(out, abs=0.01)
     assert bounce_error(steep, (-9, 40)).isnan()               # it turns round where there is no wall
     assert bounce_error(line(*((9, f) for f in range(16))), ROOM).isnan()
     assert bounce_error(line(*((abs(f - 9), abs(f - 9)) for f in range(19))), ROOM).isnan()        # a corner
@@ -207,9 +210,9 @@ def test_the_angle_out_is_the_angle_in():
 
 def test_differences_of_frames():
     x = torch.zeros(3, 2, 4, 5, 6)
-    x[1] += torch.arange(4)[:, None, None]
+    x[1] += 2 * torch.arange(4)[:, None, None]
     x[2, :, 1] = 1
-    torch.testing.assert_close(frame_difference(x), torch.tensor([0, 1, 2 / 3]))
+    torch.testing.assert_close(frame_difference(x), torch.tensor([0, 4, 2 / 3]))
 
 
 def test_flips():
