@@ -7,7 +7,7 @@ from typing import Any
 from ..data.download import repository_data
 
 TRACKS = ("Foundations", "Text to image", "First video models", "From image models to video",
-          "Control and editing", "Video transformers", "Few steps", "Long video and no training")
+          "Control and editing", "Video transformers", "Few steps", "Long video and no training", "Toolbox")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Lesson:
 
     @property
     def file(self) -> str:
-        """01_ddpm.ipynb"""
-        return f"{self.number:02}_{self.slug}.ipynb"
+        """01_ddpm.ipynb, toolbox_metrics.ipynb"""
+        return f"{'toolbox' if self.track == TOOLBOX else f'{self.number:02}'}_{self.slug}.ipynb"
 
 
-READY = {0, 1}                                 # lessons whose notebook is in lessons/
+READY = {0, 1, 49, 50}                                 # lessons whose notebook is in lessons/
 
-FIRST, IMAGE, VIDEO, INFLATE, EDIT, TOKENS, FAST, LONG = TRACKS
+FIRST, IMAGE, VIDEO, INFLATE, EDIT, TOKENS, FAST, LONG, TOOLBOX = TRACKS
 LESSONS = (
     Lesson(0, "start_here", "Start here: what diffusion is, and how a lesson works", "", None, None, FIRST),
     Lesson(1, "ddpm", "DDPM: Denoising Diffusion Probabilistic Models, and Improved DDPM",
@@ -137,6 +137,11 @@ LESSONS = (
            "Diffusion Models", "Bao et al.", 2024, "2405.04233", TOKENS, (45,)),
     Lesson(48, "fifo_diffusion", "FIFO-Diffusion: Generating Infinite Videos from Text without Training",
            "Kim et al.", 2024, "2405.11473", LONG, (13,)),
+    Lesson(49, "metrics", "Metrics: FID, KID and FVD, and how far to trust them",
+           "Heusel et al.; Binkowski et al.; Unterthiner et al.; Chong & Forsyth", 2017, "1706.08500",
+           TOOLBOX, (1, 50), ("1801.01401", "1812.01717", "1911.07023")),
+    Lesson(50, "moving_mnist", "Moving MNIST: Unsupervised Learning of Video Representations using LSTMs",
+           "Srivastava et al.", 2015, "1502.04681", TOOLBOX, (0,)),
 )
 
 
