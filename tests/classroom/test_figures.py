@@ -105,3 +105,8 @@ def test_loss_curve_draws_any_length(tmp_path, count):
     path = loss_curve(torch.rand(count).tolist(), tmp_path / "loss.png")
     image = np.asarray(Image.open(path).convert("RGB"))
     assert tuple(image[0, 0]) == (255, 255, 255) and image.std() > 5
+
+
+def test_a_row_of_a_filmstrip_may_have_no_label():
+    x = torch.zeros(3, 1, 8, 8)
+    assert filmstrip({"": x}, "black").width < filmstrip({"a long label": x}, "black").width
