@@ -141,7 +141,8 @@ def filmstrip(rows: dict[str, Tensor], alt: str, titles: Iterable[str] = (), siz
     from matplotlib.textpath import TextPath
 
     columns, titles = next(iter(lengths.values())), list(titles)
-    margin = max(TextPath((0, 0), label.strip() or ".", size=10).get_extents().width for label in rows) / 72 + 0.25
+    widths = [TextPath((0, 0), label.strip() or ".", size=10).get_extents().width for label in rows]
+    margin = max(widths) / 72 + 0.25
     with styled(size * columns + margin, size * len(rows) + (0.3 if titles else 0.05)) as fig:
         fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         axes = fig.subplots(len(rows), columns, squeeze=False)
