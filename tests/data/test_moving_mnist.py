@@ -116,7 +116,7 @@ def test_items_are_the_same_however_they_are_asked_for():
         assert same(data[index], at(place, batch)) and data.captions(index) == words(batch["text"][place])
     for index in (7, -43, np.int64(7), torch.tensor(7)):
         assert same(data[index], at(7, batch)) and [data.captions(index)] == words(batch["text"][7:8])
-    assert len(data) == 50 and same(batch, made(n=7_000_000, **RICH)[:50])
+    assert len(data) == 50 and same(batch, made(n=7_000_000, **RICH)[torch.arange(50).byte()])
     assert same(data.batches(5, seed=3)[27], made(n=50, **RICH).batches(5, seed=3)[27])
 
 
@@ -302,7 +302,7 @@ def test_wrapping_is_periodic_and_loses_nothing():
     assert (weight == weight[:, :1]).all() and not batch["bounced"].any()
     assert (pixels[moving, :, 0] != pixels[moving, :, 16]).flatten(1).any(1).all()
     assert pixels[:, 0, :, 0].any() and pixels[:, 0, :, :, -1].any(), "nothing ever crosses the edge"
-    assert 0 <= centres.min() < 1 and 31 < centres.max() < 32
+    assert 0 <= centres.min() < 1 and 31 < centres.max() < 32 and batch["starts"][:, 0].max() > 30
 
 
 # ---- captions
@@ -368,6 +368,9 @@ def test_all_other_choices_are_equally_likely_too():
     even(4 * (clips["starts"][fits, 0] - np.maximum(0, -3 * way[fits])) / room[fits] // 1, 4)
     drawn = clips["instances"][clips["digits"] >= 0]
     assert len(np.unique(drawn)) == sum(map(len, data.drawers)) == 550, "some images never occur"
+    assert (drawings().labels.numpy()[drawn] == clips["digits"][clips["digits"] >= 0]).all()
+    way = made(images=drawings(), mode="bounce").drawn(np.arange(4000))["velocities"]
+    even(np.arctan2(way[..., 0], way[..., 1]) // (np.pi / 4), 8)
 
 
 def test_no_image_is_in_two_splits():
