@@ -152,6 +152,8 @@ def code_style(nb, path):
 
 def prose_style(nb, path):
     for number, cell in enumerate(nb.cells):
+        if unfinished := re.search(r"@[A-Z0-9_]+@|\bTODO\b|\bFIXME\b", cell.source):
+            yield f"cell {number} is not finished: {unfinished[0]}"
         if EMOJI.search(cell.source):
             yield f"cell {number} has an emoji: {EMOJI.search(cell.source)[0]}"
         if cell.cell_type == "markdown" and "!" in prose(cell.source).replace("![", "["):
@@ -348,6 +350,7 @@ def test_a_good_notebook_has_no_faults(lesson):
     (replace(5, "movie()", "movie()" + "\n\n0" * 30), "code_style: code cell 3 has 31 lines"),
     (replace(-1, "promised.", "promised \U0001f680."), "prose_style: cell 12 has an emoji"),
     (replace(-1, "promised.", "promised!"), "prose_style: cell 12 has an exclamation mark"),
+    (replace(-1, "promised.", "@RESULT@."), "prose_style: cell 12 is not finished: @RESULT@"),
     (replace(2, "(#recap)", "(#no-such)"), "links: the link #no-such leads to no heading"),
     (replace(2, "(#recap)", "(99_none.ipynb)"), "links: the link 99_none.ipynb leads nowhere"),
     (replace(2, "(#recap)", f"({COLAB}99_none.ipynb)"), "99_none.ipynb leads nowhere"),
