@@ -20,6 +20,11 @@ def images():
     return Images("noise", torch.randint(0, 256, (50, 1, 16, 16), generator=generator).byte())
 
 
+def say(*words):
+    """A line in one write: print writes word by word where output is unbuffered, and two processes' words mix."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def die_at(call: int, when: str):
     """SIGKILL this process at the n-th write of a checkpoint: half-way, or before the file has its name."""
     calls, save_file = [], checkpoints.save_file
@@ -44,11 +49,11 @@ def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
     trainer = Trainer(ddpm.recipe(width=8, size=16, num_steps=20), folder, steps=int(steps),
                       save_every=int(save_every), accumulate=int(accumulate), cpu=True, warmup=1)
     if (Path(folder) / "state.safetensors").exists():
-        print("resumed at", trainer.resume(), flush=True)
-    print("processes", trainer.accelerator.num_processes, flush=True)
-    print("start", flush=True)
+        say("resumed at", trainer.resume())
+    say("processes", trainer.accelerator.num_processes)
+    say("start")
     for progress in trainer.run(images().batches(int(batch_size))):
-        print("step", progress.step, flush=True)
+        say("step", progress.step)
 
 
 if __name__ == "__main__":
