@@ -110,6 +110,7 @@ def train_options(
         data: Annotated[Optional[str], typer.Option(help="mnist, digits, or a folder of images.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Folder of the run; default: runs/PAPER.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if any.")] = False,
+        init: Annotated[Optional[str], typer.Option(help="Begin with the weights of this model.")] = None,
         save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
         accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
         precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
@@ -118,7 +119,7 @@ def train_options(
     """The options that every paper has."""
 
 
-def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume,
+def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume, init,
           save_and_sample_every, accumulate, precision, cpu, seed, tracker) -> None:
     import torch
 
@@ -130,9 +131,9 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
         raise BadParameter(f"{name} is training-free: it samples from the model of another paper")
     out = out or Path("runs") / name
     trainer, batches = begin(
-        name, out, preset, data, resume=resume, recipe=recipe_kwargs, cpu=cpu, seed=seed, tracker=tracker,
-        numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate, precision=precision,
-        save_every=save_and_sample_every, sample_every=save_and_sample_every)
+        name, out, preset, data, resume=resume, init=init, recipe=recipe_kwargs, cpu=cpu, seed=seed,
+        tracker=tracker, numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate,
+        precision=precision, save_every=save_and_sample_every, sample_every=save_and_sample_every)
     if trainer.main:
         if trainer.step:
             print(f"going on from step {trainer.step} of {out}")
@@ -159,13 +160,15 @@ def given(**options) -> dict[str, Any]:
 
 def train_command(name: str) -> TyperCommand:
     """The command of one paper: the common options and those of its recipe."""
+    from .recipe import Recipe
     recipe = papers.module(name).recipe
+    kinds = {int: int, float: float, str: str, bool: bool, Recipe | None: str}     # a model has a name
     common = list(inspect.signature(train_options).parameters.values())
     taken = {p.name for p in common}
     own = [inspect.Parameter(p.name, p.KEYWORD_ONLY, default=None, annotation=Annotated[
-               Optional[p.annotation], typer.Option(help=f"Default: the preset's, else {p.default}.")])
+               Optional[kinds[p.annotation]], typer.Option(help=f"Default: the preset's, else {p.default}.")])
            for p in inspect.signature(recipe).parameters.values()
-           if p.name not in taken and p.annotation in (int, float, str, bool)]
+           if p.name not in taken and p.annotation in kinds]
 
     def command(**kwargs):
         train(name, given(**{p.name: kwargs.pop(p.name) for p in own}), **kwargs)

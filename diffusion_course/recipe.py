@@ -37,6 +37,7 @@ class Recipe:
     frozen: tuple[nn.Module, ...] = ()         # what else must follow the model to the device
     ema: EMA | None = None                     # the average that is sampled; the trainer sets it
     origin: Origin | None = field(default=None, repr=False)
+    checkpoint: dict[str, str] | None = None   # where its weights come from: name and sha256 of the file
 
     def __post_init__(self):
         if self.autoencoder is not None and self.autoencoder not in self.frozen:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .random import rand
-from .schedules import broadcast
+from .schedules import Schedule, broadcast
 
 
 def drop_condition(cond: dict[str, Tensor], null: dict[str, Tensor], p: float) -> dict[str, Tensor]:
@@ -63,6 +63,53 @@ class CFG(Guide):
         if isinstance(scale, Tensor) and scale.ndim:
             scale = broadcast(scale[None] if scale.ndim == 1 else scale, x).to(x)
         return without + scale * (with_cond - without), v
+
+
+class ClassifierGuidance(Guide):
+    """Dhariwal & Nichol 2021: add scale times the gradient of log p(label | x_t) to the score.
+
+    classifier(x, t) -> logits [B, K] must know noisy images.  In terms of x0 the score's share is sigma^2 /
+    alpha, so any sampler may follow: DDIM then is algorithm 2; ancestral steps are algorithm 1 with beta in
+    place of Sigma.  `label` is not passed on, unless the denoiser takes it too (conditional=True).
+    """
+
+    def __init__(self, denoiser, classifier: Callable[[Tensor, Tensor], Tensor], scale: float,
+                 conditional: bool = False):
+        super().__init__(denoiser)
+        self.classifier, self.scale, self.conditional = classifier, scale, conditional
+
+    def estimate(self, x, t, *, label, **cond):
+        outer = torch.is_grad_enabled() and x.requires_grad    # another guide differentiates through this one
+        x0, v = self.denoiser.estimate(x, t, **cond, **({"label": label} if self.conditional else {}))
+        with torch.enable_grad():
+            y = x if outer else x.detach().requires_grad_()
+            log_p = self.classifier(y, t).log_softmax(1)[torch.arange(len(x)), label].sum()
+            grad, = torch.autograd.grad(log_p, y, create_graph=outer)
+        alpha, sigma = self.schedule.at(t, x)
+        return x0 + self.scale * sigma**2 / alpha * grad, v
+
+
+class Retimed(Guide):
+    """A denoiser on another schedule: x is scaled to where the denoiser has the same ratio alpha / sigma.
+
+    All schedules add noise in another order and at another size, so one trained network serves them all (EDM
+    sec. 2): DDPM's as D(x; sigma), Score SDE's VP as VE, either as a straight path.
+    """
+
+    def __init__(self, denoiser, schedule: Schedule):
+        super().__init__(denoiser)
+        self.schedule = schedule
+
+    def estimate(self, x, t, **cond):
+        alpha, sigma = self.schedule(t)
+        its = self.denoiser.schedule.when(alpha, sigma)
+        its_alpha, its_sigma = self.denoiser.schedule(its)
+        scale = torch.hypot(alpha, sigma) / torch.hypot(its_alpha, its_sigma)
+        return self.denoiser.estimate(x / broadcast(scale, x), its, **cond)
+
+    def add_noise(self, x0, t, noise):
+        alpha, sigma = self.schedule.at(t, x0)
+        return alpha * x0 + sigma * noise
 
 
 class Clip(Guide):

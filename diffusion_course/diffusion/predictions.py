@@ -38,8 +38,14 @@ class Clean(Prediction):
         return out
 
 
+@dataclass(frozen=True)
 class Epsilon(Prediction):
-    """The noise (DDPM eq. 11)."""
+    """The noise (DDPM eq. 11).
+
+    sigma_data, that of the data, lets the network see x with unit variance: needed where x grows with sigma.
+    """
+
+    sigma_data: float | None = None
 
     def check(self, schedule):
         alpha, _ = schedule(torch.tensor([float(schedule.t_max)]))
@@ -48,6 +54,9 @@ class Epsilon(Prediction):
                              f"{type(schedule).__name__} ends there; predict V(), Flow() or Clean(), "
                              "or use a schedule that keeps some signal "
                              "(linear_beta, cosine_beta, VariancePreserving)")
+
+    def c_in(self, alpha, sigma):
+        return 1.0 if self.sigma_data is None else 1 / torch.hypot(alpha * self.sigma_data, sigma)
 
     def target(self, x0, noise, alpha, sigma):
         return noise

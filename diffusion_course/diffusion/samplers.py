@@ -85,6 +85,22 @@ def heun_step(denoiser, x: Tensor, t: Tensor, s: Tensor, **cond) -> Tensor:
     return torch.where((sigma_s > 0) & (sigma_t > 0), better, x_s)
 
 
+def churn_step(steps: int, churn: float = 40.0, low: float = 0.05, high: float = 50.0,
+               inflate: float = 1.003, randn=torch.randn_like) -> Step:
+    """EDM algorithm 2: before each of `steps` Heun steps from a sigma in [low, high], go back to more noise.
+
+    They are S_churn, S_tmin, S_tmax and S_noise of the paper.  For VarianceExploding, where t is sigma.
+    """
+    gamma = min(churn / steps, 2**0.5 - 1)
+
+    def step(denoiser, x, t, s, **cond):
+        t_hat = torch.where((t >= low) & (t <= high), t * (1 + gamma), t)
+        added = broadcast((t_hat**2 - t**2).sqrt(), x)
+        return heun_step(denoiser, x + added * inflate * randn(x), t_hat, s, **cond)
+
+    return step
+
+
 class DPMSolver:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: a DDIM step towards an extrapolated x0.
 

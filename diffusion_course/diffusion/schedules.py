@@ -43,6 +43,16 @@ class Schedule(nn.Module):
         """The times a sampler visits by default, from noise to data: [steps + 1]."""
         return torch.linspace(self.t_max, 0, check_steps(steps) + 1)
 
+    def when(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The time at which this schedule has the ratio alpha / sigma; its end, if it never has."""
+        low, high = torch.zeros_like(sigma).double(), torch.full_like(sigma, self.t_max).double()
+        for _ in range(60):
+            middle = (low + high) / 2
+            a, s = self(middle)
+            less = s * alpha < a * sigma                       # less noise than asked for
+            low, high = torch.where(less, middle, low), torch.where(less, high, middle)
+        return high.to(sigma.dtype)
+
     def draw(self, batch: int, device=None) -> Tensor:
         """Times to train on, [B]."""
         return self.quantile(rand(batch, device=device))
@@ -85,6 +95,14 @@ class DiscreteVP(Schedule):
         if steps > self.num_steps:
             raise ValueError(f"steps={steps} is more than the {self.num_steps} this schedule has")
         return (super().times(steps) * self.num_steps).round() / self.num_steps
+
+    def when(self, alpha, sigma):
+        """The nearest time of the table, by its log ratio."""
+        table = (self.sigma / self.alpha).log()                # -inf, then rising
+        ratio = (sigma / alpha).log()
+        n = torch.searchsorted(table, ratio.contiguous()).clamp(1, self.num_steps)
+        n = n - (ratio - table[n - 1] < table[n] - ratio).long()
+        return torch.where(sigma == 0, 0, n / self.num_steps)
 
     def quantile(self, u):
         """Uniform over 1/N, 2/N, ..., 1 (DDPM algorithm 1)."""
@@ -132,6 +150,35 @@ class VariancePreserving(Schedule):
         return (log_bar / 2).exp(), (-torch.expm1(log_bar)).sqrt()
 
 
+class SubVariancePreserving(VariancePreserving):
+    """Score SDE, eq. 12: the drift of VariancePreserving with less noise, its variance squared."""
+
+    def forward(self, t):
+        alpha, sigma = super().forward(t)
+        return alpha, sigma**2
+
+    def unit(self, alpha, sigma):
+        return (sigma + (sigma**2 + 4 * alpha**2).sqrt()) / 2          # alpha^2 + sigma = 1
+
+
+class Geometric(Schedule):
+    """Score SDE, eq. 9: x_t = x0 + sigma noise, sigma growing evenly in its logarithm.
+
+    Just after t = 0, which is data, it jumps to sigma_min (app. C).
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        super().__init__()
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def forward(self, t):
+        sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+        return torch.ones_like(t), torch.where(t == 0, 0, sigma)
+
+    def unit(self, alpha, sigma):
+        return alpha
+
+
 class Straight(Schedule):
     """Rectified flow: x_t moves on a straight line from data to noise."""
 
@@ -165,63 +212,3 @@ class VarianceExploding(Schedule):
 
     def label(self, t):
         return t.clamp_min(1e-8).log() / 4                     # c_noise
-
-
-class Wrapper(Schedule):
-    """A schedule made from another; it keeps the other's times."""
-
-    def __init__(self, schedule: Schedule):
-        super().__init__()
-        self.schedule, self.t_max = schedule, schedule.t_max
-        if hasattr(schedule, "num_steps"):
-            self.num_steps = schedule.num_steps
-
-    def unit(self, alpha, sigma):
-        return self.schedule.unit(alpha, sigma)
-
-    def times(self, steps):
-        return self.schedule.times(steps)
-
-    def quantile(self, u):
-        return self.schedule.quantile(u)
-
-    def label(self, t):
-        return self.schedule.label(t)
-
-
-class ZeroTerminalSNR(Wrapper):
-    """Rescale alpha so that nothing of the data is left at t_max (Lin et al. 2023, algorithm 1)."""
-
-    def __init__(self, schedule: Schedule):
-        super().__init__(schedule)
-        middle = schedule(torch.tensor(schedule.t_max / 2))
-        if not math.isclose(torch.hypot(*middle).item(), 1, rel_tol=1e-4):
-            raise ValueError("ZeroTerminalSNR is for variance-preserving schedules, "
-                             f"not {type(schedule).__name__}")
-        ends = torch.tensor([1 / getattr(schedule, "num_steps", math.inf), 1.0])
-        self.first, self.last = (alpha.item() for alpha in schedule(ends)[0])  # after one step, and after all
-
-    def forward(self, t):
-        alpha, _ = self.schedule(t)
-        alpha = (alpha - self.last) * self.first / (self.first - self.last)
-        alpha = torch.where(t == 0, 1.0, alpha.clamp(0, 1))
-        return alpha, (1 - alpha**2).sqrt()
-
-
-class Shifted(Wrapper):
-    """Multiply sigma/alpha by `factor` at every time: more noise for larger images or longer videos.
-
-    On Straight this is the shift of SD3 (eq. 23, factor = sqrt(pixels / pixels before)); on a
-    variance-preserving schedule that of simple diffusion (factor = side / side before).
-    """
-
-    def __init__(self, schedule: Schedule, factor: float):
-        super().__init__(schedule)
-        if not factor > 0:
-            raise ValueError(f"factor={factor} must be positive")
-        self.factor = factor
-
-    def forward(self, t):
-        alpha, sigma = self.schedule(t)
-        unit = self.unit(alpha, self.factor * sigma)
-        return alpha / unit, self.factor * sigma / unit

@@ -96,6 +96,23 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
     model.load_state_dict(tensors)
 
 
+def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Give model those weights of a checkpoint that fit by name and shape; say which file and how many.
+
+    The others, of what only the new model has, stay as they are.
+    """
+    tensors, header = read(path)
+    part = "ema." if header.get("kind") == "state" else ""
+    tensors = {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
+    own = model.state_dict()
+    fit = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
+    weights, total = (sum(own[name].numel() for name in names) for names in (fit, own))
+    if 2 * weights < total:
+        raise CheckpointError(f"{path}: only {weights:,} of the {total:,} weights of this model are in it")
+    model.load_state_dict(fit, strict=False)
+    return {"file": Path(path).name, "sha256": download.sha256_of(path), "weights": weights, "of": total}
+
+
 def obtain(slug: str) -> Path:
     """A shipped checkpoint or study: of the clone, of DIFFUSION_COURSE_DATA, of the cache, else fetched.
 
@@ -150,11 +167,34 @@ def origin_header(recipe: Recipe) -> dict[str, Any]:
         raise ValueError("this recipe was not made by a paper's recipe(...), "
                          "so it could not be made again from a file")
     try:
-        kwargs = json.loads(json.dumps(recipe.origin.kwargs))
+        kwargs = json.loads(json.dumps(recipe.origin.kwargs, default=reference))
     except TypeError as error:
         raise ValueError(f"the keyword arguments of {recipe.origin.paper}.recipe "
                          f"cannot be stored: {error}") from error
     return {"paper": recipe.origin.paper, "kwargs": kwargs}
+
+
+def reference(part: Any) -> dict[str, str]:
+    """What stands for a model that was trained first: the name and SHA-256 of its checkpoint."""
+    if isinstance(part, Recipe) and part.checkpoint:
+        return part.checkpoint
+    raise TypeError(f"{type(part).__name__} is neither plain nor a model loaded from a checkpoint")
+
+
+def fetch_part(part: dict[str, str], path: str | Path) -> Recipe:
+    """The model that stands behind a reference in the header of path: one that ships, or of a run here."""
+    name, tried = part["checkpoint"], []
+    for find in (obtain, lambda name: Path("runs") / name / "model.safetensors"):
+        try:
+            found = load_model(find(name))
+        except FileNotFoundError as error:
+            tried.append(str(error))
+            continue
+        if found.checkpoint["sha256"] == part.get("sha256"):
+            return found
+        tried.append(f"{find(name)} has SHA-256 {found.checkpoint['sha256']}")
+    raise CheckpointError(f"{path}: it was trained with a {name} of SHA-256 {part.get('sha256')}, which "
+                          f"is not here: {'; '.join(tried)}")
 
 
 def rebuild(header: dict[str, Any], path: str | Path) -> Recipe:
@@ -162,6 +202,8 @@ def rebuild(header: dict[str, Any], path: str | Path) -> Recipe:
     name, kwargs = header.get("paper"), header.get("kwargs")
     if not isinstance(name, str) or not isinstance(kwargs, dict):
         raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
+    kwargs = {key: fetch_part(value, path) if isinstance(value, dict) and "checkpoint" in value else value
+              for key, value in kwargs.items()}
     try:
         return papers.module(name).recipe(**kwargs)
     except (TypeError, ValueError) as error:
@@ -185,6 +227,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     load_weights(recipe.model, tensors, path)
     for part in (recipe.model, *recipe.frozen):
         part.to(device).eval()
+    path = Path(path)
+    name = path.parent.name if path.stem == "model" else path.stem
+    recipe.checkpoint = {"checkpoint": name, "sha256": download.sha256_of(path)}
     return recipe
 
 

@@ -1,4 +1,5 @@
 """A run: a paper, its data and a trainer in a folder.  The command line and the lessons begin theirs here."""
+import inspect
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,19 @@ from accelerate import PartialState
 from .. import papers
 from ..data import sources
 from ..recipe import Recipe, preset_name
+from . import checkpoints
 from .checkpoints import CheckpointError
 from .trainer import Trainer
 
 
 def begin(name: str, folder: str | Path, preset: str | None = None, data: str | None = None, *,
-          resume: bool = False, recipe: dict[str, Any] | None = None, numbers: dict[str, Any] | None = None,
-          cpu: bool = False, seed: int = 0, **options) -> tuple[Trainer, Any]:
+          resume: bool = False, init: str | None = None, recipe: dict[str, Any] | None = None,
+          numbers: dict[str, Any] | None = None, cpu: bool = False, seed: int = 0,
+          **options) -> tuple[Trainer, Any]:
     """A trainer for a paper at a preset, and its batches; with resume it goes on with what is in the folder.
 
-    recipe and numbers take the place of the preset's own arguments; options are the trainer's.
+    init names a model whose weights it starts from; recipe and numbers take the place of the preset's own
+    arguments; options are the trainer's.
     """
     module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
     begun = (folder / "state.safetensors").exists()
@@ -28,7 +32,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
                          "--out")
     plan = replace(module.PRESETS[preset], **(numbers or {}))
     torch.manual_seed(seed)
-    made = module.recipe(**{**plan.recipe, **(recipe or {})})
+    made = module.recipe(**with_parts(module, {**plan.recipe, **(recipe or {})}))
     data = data or (None if made.data in ("mnist", "moving_mnist") else made.data)
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
         source = sources.load(data, made.shape)
@@ -36,6 +40,8 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
     facts = {"data": source.name, "preset": preset, "batch_size": plan.batch_size}
+    if init and not begun:
+        facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(init))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)
     trainer.sample_options = made.quick(trainer.samples)
@@ -45,6 +51,15 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         except CheckpointError as error:
             raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
     return trainer, source.batches(plan.batch_size, seed)
+
+
+def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """kwargs with the names of models that must be trained first replaced by the models."""
+    wanted = {name for name, p in inspect.signature(module.recipe).parameters.items()
+              if p.annotation == Recipe | None}
+    return {name: checkpoints.load_model(checkpoints.locate(value))
+                  if name in wanted and isinstance(value, str) else value
+            for name, value in kwargs.items()}
 
 
 def check(recipe: Recipe, source: Any) -> None:

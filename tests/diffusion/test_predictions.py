@@ -4,13 +4,12 @@ from torch import nn
 
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.predictions import EDM, Clean, Epsilon, Flow, V
+from diffusion_course.diffusion.rescaled import Shifted, ZeroTerminalSNR
 from diffusion_course.diffusion.schedules import (
     Cosine,
-    Shifted,
     Straight,
     VarianceExploding,
     VariancePreserving,
-    ZeroTerminalSNR,
     broadcast,
     cosine_beta,
     linear_beta,

@@ -8,6 +8,7 @@ from torch import nn
 
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.predictions import EDM, Clean, Epsilon, Flow, V
+from diffusion_course.diffusion.rescaled import Shifted, ZeroTerminalSNR
 from diffusion_course.diffusion.samplers import (
     DPMSolver,
     ancestral_step,
@@ -21,11 +22,9 @@ from diffusion_course.diffusion.samplers import (
 )
 from diffusion_course.diffusion.schedules import (
     Cosine,
-    Shifted,
     Straight,
     VarianceExploding,
     VariancePreserving,
-    ZeroTerminalSNR,
     cosine_beta,
     linear_beta,
 )

@@ -3,14 +3,13 @@ import math
 import pytest
 import torch
 
+from diffusion_course.diffusion.rescaled import Shifted, ZeroTerminalSNR
 from diffusion_course.diffusion.schedules import (
     Cosine,
     DiscreteVP,
-    Shifted,
     Straight,
     VarianceExploding,
     VariancePreserving,
-    ZeroTerminalSNR,
     broadcast,
     cosine_beta,
     linear_beta,

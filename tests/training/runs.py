@@ -21,7 +21,7 @@ def images():
 
 
 def say(*words):
-    """A line in one write: print writes word by word where output is unbuffered, and two processes' words mix."""
+    """A line in one write; print may write word by word, and the words of two processes mix."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 

@@ -1,0 +1,36 @@
+"""Elucidating the Design Space of Diffusion-Based Generative Models.  Karras et al., 2022.  arXiv:2206.00364
+
+The noise level sigma is the only time there is.  The network sees unit variance and predicts a target of unit
+variance, at every sigma; which sigmas to train on, which to step through, and with which solver, are separate
+choices.
+
+Scaled down: 32 x 32 images, the U-Net of lesson 01.  Left out: non-leaking augmentation, float64 samplers.
+"""
+from ..diffusion.denoiser import Denoiser, stratified
+from ..diffusion.predictions import EDM
+from ..diffusion.samplers import heun_step, sample
+from ..diffusion.schedules import VarianceExploding
+from ..networks.unet import UNet
+from ..recipe import Preset, Recipe, paper
+
+PRESETS = {
+    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
+    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
+    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
+}
+
+
+@paper
+def recipe(width: int = 32, channels: int = 1, size: int = 32, sigma_data: float = 0.55) -> Recipe:
+    """sigma_data is the standard deviation of the data: 0.55 for MNIST on 32 x 32, 0.5 in the paper."""
+    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
+    schedule = VarianceExploding()
+    denoiser = Denoiser(net, schedule, EDM(sigma_data), stratified(schedule))      # table 1, last column
+
+    def loss(batch):
+        return denoiser.loss(batch["x"])
+
+    def draw(noise, steps=18, step=heun_step, bar=False):                          # algorithm 1
+        return sample(denoiser, noise, steps, step, bar)
+
+    return Recipe(denoiser, loss, draw, (channels, size, size))
