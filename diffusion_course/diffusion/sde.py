@@ -16,13 +16,16 @@ def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(schedule, "num_steps"):
         raise ValueError(f"{type(schedule).__name__} is a table, which has no derivatives; "
                          "use a continuous schedule, such as VariancePreserving for linear_beta")
-    _, slopes = jvp(schedule, (t,), (torch.ones_like(t),))
+    _, slopes = jvp(schedule, (t.contiguous(),), (torch.ones_like(t),))
     return slopes
 
 
 def drift_and_diffusion(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """f(t), and g(t)^2, shaped to multiply x: dx = f x dt + g dw has the schedule's alpha and sigma."""
     (alpha, sigma), (dalpha, dsigma) = schedule(t), rates(schedule, t)
+    if (alpha == 0).any():
+        raise ValueError(f"{type(schedule).__name__} has no signal left at its end, where its drift is "
+                         "infinite; begin a little earlier, or use reverse_diffusion_step")
     f = dalpha / alpha
     return broadcast(f, x), broadcast(2 * sigma * (dsigma - f * sigma), x)
 
