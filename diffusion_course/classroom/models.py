@@ -52,6 +52,8 @@ def facts(path: Path) -> str:
     card = path.with_suffix(".json")
     known = checkpoints.read_header(path) | (json.loads(card.read_text()) if card.exists() else {})
     said = f"{known['step']} steps of {known['batch_size']} on {known['data']}"
+    if before := known.get("init"):
+        said += f", begun with the weights of {before['checkpoint']} after {before['steps']} steps"
     for sampler, reading in list(known.get("readings", {}).items())[:1]:
         said += f", {reading['confident']:.0%} of {reading['n']} samples can be read ({sampler} steps)"
     return said

@@ -39,7 +39,7 @@ def solve(slope: Callable[[float, Tensor], Tensor], x: Tensor, start: float, end
     """
     t, span = start, end - start
     k, count = slope(t, x), 2
-    step = first_step(slope, t, x, k, span, rtol, atol)
+    step, growth = first_step(slope, t, x, k, span, rtol, atol), 10.0
     while abs(end - t) > 1e-9 * abs(span):
         if count > most:
             raise RuntimeError(f"the ODE needs more than {most} slopes; it stands at t={t:.4g} between "
@@ -52,9 +52,11 @@ def solve(slope: Callable[[float, Tensor], Tensor], x: Tensor, start: float, end
         count += len(STAGES)
         error = step * sum(e * k for e, k in zip(ERROR, slopes) if e)
         size = rms(error / (atol + rtol * torch.maximum(x.abs(), moved.abs())))
+        factor = min(growth, max(0.2, 0.9 * size**-0.2)) if size > 0 else growth
+        growth = 10.0 if size < 1 else 1.0                     # none just after a step that failed
         if size < 1:
             t, x, k = t + step, moved, slopes[-1]              # the last slope is the next one's first
-        step *= min(10.0, max(0.2, 0.9 * size**-0.2)) if size > 0 else 10.0
+        step *= factor
     return Solution(x, count)
 
 

@@ -5,7 +5,6 @@ backwards (eq. 6), and an ODE, which diffusion/ode.py solves, has the same margi
 """
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from .samplers import Step
 from .schedules import Schedule, broadcast
@@ -16,8 +15,10 @@ def rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(schedule, "num_steps"):
         raise ValueError(f"{type(schedule).__name__} is a table, which has no derivatives; "
                          "use a continuous schedule, such as VariancePreserving for linear_beta")
-    _, slopes = jvp(schedule, (t.contiguous(),), (torch.ones_like(t),))
-    return slopes
+    with torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        return tuple(torch.autograd.grad(a.sum(), t, retain_graph=True)[0] if a.requires_grad
+                     else torch.zeros_like(t) for a in schedule(t))
 
 
 def drift_and_diffusion(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     known = train[shuffled(len(train), 0, 0)[:4 * n]]["x"]     # in no order: MNIST has writers in blocks
     metrics = measure(x, real["x"], other["x"], known, texts, texts)
     flops = training_flops(recipe, train[slice(2)])
-    steps, batch_size = header.get("step", 0), header.get("batch_size", 0)
+    steps, batch_size = checkpoints.steps_in_all(header), header.get("batch_size", 0)
     return {"model": path.stem if path.stem != "model" else path.resolve().parent.name,
             "paper": header["paper"], "kwargs": header["kwargs"], "data": test.name,
             "shape": list(recipe.shape),
@@ -192,8 +192,12 @@ def networks(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def training_flops(recipe: Recipe, batch: dict[str, Tensor]) -> float:
-    """Floating-point operations of training on one item: a loss and its gradient."""
+    """Floating-point operations of training on one item: a loss and its gradient.
+
+    A recipe that makes its pairs of images and noise gets one here, so that making them is not counted.
+    """
     device = next(recipe.model.parameters()).device
+    batch = batch | {"noise": torch.randn_like(batch["x"])}
     with FlopCounterMode(display=False) as counter, torch.random.fork_rng():
         recipe.loss({name: value.to(device) for name, value in batch.items()}).backward()
     recipe.model.zero_grad()

@@ -43,13 +43,13 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
         raise ValueError("distill=True needs a teacher, such as teacher=rectified_flow")
 
     def loss(batch):
-        if teacher is None:                                    # eq. 1; "noise" where a batch has its own
-            return denoiser.loss(batch["x"], noise=batch.get("noise"))
-        if not made:
-            made.extend(a.to(batch["x"].device) for a in make_pairs(teacher.model, teacher.shape, pairs))
-        pick = (rand(len(batch["x"]), device=batch["x"].device) * pairs).long()
-        x0, noise = (a[pick].float() for a in made)            # a pair stays together
-        return denoiser.loss(x0, torch.ones_like(x0[:, 0, 0, 0]) if distill else None, noise)
+        x0, noise = batch["x"], batch.get("noise")             # eq. 1, unless a batch brings its pairs
+        if teacher is not None and noise is None:
+            if not made:
+                made.extend(a.to(x0.device) for a in make_pairs(teacher.model, teacher.shape, pairs))
+            pick = (rand(len(x0), device=x0.device) * pairs).long()
+            x0, noise = (a[pick].float() for a in made)        # a pair stays together
+        return denoiser.loss(x0, x0.new_ones(len(x0)) if distill else None, noise)
 
     def draw(noise, steps=1 if distill else 50, step=euler_step, bar=False):
         return sample(denoiser, noise, steps, step, bar)

@@ -97,7 +97,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
 
 
 def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Give model those weights of a checkpoint that fit by name and shape; say which file and how many.
+    """Give model those weights of a checkpoint that fit by name and shape; say whose, after how many steps.
 
     The others, of what only the new model has, stay as they are.
     """
@@ -110,7 +110,19 @@ def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
     if 2 * weights < total:
         raise CheckpointError(f"{path}: only {weights:,} of the {total:,} weights of this model are in it")
     model.load_state_dict(fit, strict=False)
-    return {"file": Path(path).name, "sha256": download.sha256_of(path), "weights": weights, "of": total}
+    return {**identity(path), "steps": steps_in_all(header)}
+
+
+def steps_in_all(header: dict[str, Any]) -> int:
+    """The steps of a model and of the one that it began with."""
+    return header.get("step", 0) + header.get("init", {}).get("steps", 0)
+
+
+def identity(path: str | Path) -> dict[str, str]:
+    """The name of a checkpoint, or of the run that it belongs to, and its SHA-256."""
+    path = Path(path)
+    name = path.parent.name if path.stem in ("model", "state") else path.stem
+    return {"checkpoint": name, "sha256": download.sha256_of(path)}
 
 
 def obtain(slug: str) -> Path:
@@ -227,9 +239,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     load_weights(recipe.model, tensors, path)
     for part in (recipe.model, *recipe.frozen):
         part.to(device).eval()
-    path = Path(path)
-    name = path.parent.name if path.stem == "model" else path.stem
-    recipe.checkpoint = {"checkpoint": name, "sha256": download.sha256_of(path)}
+    recipe.checkpoint = identity(path)
     return recipe
 
 

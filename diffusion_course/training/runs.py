@@ -26,7 +26,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     arguments; options are the trainer's.
     """
     module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
-    begun = (folder / "state.safetensors").exists()
+    begun = (state := folder / "state.safetensors").exists()
     if begun and not resume:
         raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another "
                          "--out")
@@ -48,6 +48,8 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     if begun:
         try:
             trainer.resume()
+            trainer.facts |= {key: value for key, value in checkpoints.read_header(state).items()
+                              if key == "init"}
         except CheckpointError as error:
             raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
     return trainer, source.batches(plan.batch_size, seed)

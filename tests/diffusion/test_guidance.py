@@ -4,10 +4,32 @@ from conftest import Gaussian, Toy
 from torch import nn
 
 from diffusion_course.diffusion.denoiser import Denoiser
-from diffusion_course.diffusion.guidance import CFG, Clip, Guide, ReconstructionGuidance, drop_condition
+from diffusion_course.diffusion.guidance import (
+    CFG,
+    ClassifierGuidance,
+    Clip,
+    Guide,
+    ReconstructionGuidance,
+    Retimed,
+    drop_condition,
+)
 from diffusion_course.diffusion.predictions import Clean, Epsilon, Flow, V
-from diffusion_course.diffusion.samplers import ancestral_step, ddim_step, sample
-from diffusion_course.diffusion.schedules import Cosine, Straight, broadcast, cosine_beta
+from diffusion_course.diffusion.samplers import ancestral_step, ddim_step, heun_step, noise_of, sample
+from diffusion_course.diffusion.schedules import (
+    Cosine,
+    Geometric,
+    Straight,
+    SubVariancePreserving,
+    VarianceExploding,
+    VariancePreserving,
+    broadcast,
+    cosine_beta,
+    linear_beta,
+)
+
+
+def kind(value):
+    return type(value).__name__
 
 
 class Net(nn.Module):
@@ -143,3 +165,118 @@ def test_a_guide_passes_the_learned_variance_on():
     v = denoiser.estimate(x, t, label=label)[1]
     for guide in (Guide(denoiser), Clip(denoiser), CFG(denoiser, 2.0, NULL)):
         torch.testing.assert_close(guide.estimate(x, t, label=label)[1], v)
+
+
+# ---- a classifier
+
+class TwoClasses:
+    """Data from N(-1, std^2) and N(1, std^2): the exact denoiser, with or without label; p(label | x_t)."""
+
+    def __init__(self, schedule, std=0.6):
+        self.schedule, self.std = schedule, std
+
+    def __call__(self, x, t, **cond):
+        return self.estimate(x, t, **cond)[0]
+
+    def estimate(self, x, t, label=None):
+        alpha, sigma = self.schedule.at(t, x)
+        mean = torch.tanh(x * alpha / (alpha**2 * self.std**2 + sigma**2))     # E of -1 and 1
+        if label is not None:
+            mean = torch.where(broadcast(label == 2, x), mean, broadcast(2.0 * label - 1, x).to(x))
+        return (alpha * self.std**2 * x + sigma**2 * mean) / (alpha**2 * self.std**2 + sigma**2), None
+
+    def classify(self, x, t):
+        alpha, sigma = self.schedule.at(t, x)
+        logit = (2 * x * alpha / (alpha**2 * self.std**2 + sigma**2)).flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), linear_beta(), VarianceExploding()], ids=kind)
+def test_with_scale_one_the_true_classifier_makes_the_conditional_denoiser(double, schedule):
+    """Bayes' rule for scores: grad log p(x | y) = grad log p(x) + grad log p(y | x)."""
+    exact = TwoClasses(schedule.double())
+    t = torch.tensor([0.1, 0.5, 0.9]) * min(schedule.t_max, 3)
+    x, label = torch.randn(3, 1, 1, 1), torch.tensor([0, 1, 1])
+    guided = ClassifierGuidance(exact, exact.classify, 1.0)
+    torch.testing.assert_close(guided(x, t, label=label), exact(x, t, label=label))
+    assert not torch.allclose(ClassifierGuidance(exact, exact.classify, 2.0)(x, t, label=label),
+                              exact(x, t, label=label))
+
+
+def test_in_terms_of_noise_it_is_algorithm_2(double):
+    """eps_hat = eps - sigma * scale * grad log p(y | x_t)."""
+    denoiser, exact = Denoiser(Toy(), Cosine(), V()), TwoClasses(Cosine())
+    x, t, label = torch.randn(2, 1, 2, 2), torch.tensor([0.3, 0.7]), torch.tensor([1, 0])
+    y = x.clone().requires_grad_()
+    log_p = exact.classify(y, t).log_softmax(1)[torch.arange(2), label].sum()
+    grad, = torch.autograd.grad(log_p, y)
+    guided = ClassifierGuidance(denoiser, exact.classify, 3.0)(x, t, label=label)
+    _, sigma = denoiser.schedule.at(t, x)
+    expected = noise_of(denoiser.schedule, x, denoiser(x, t), t) - 3 * sigma * grad
+    torch.testing.assert_close(noise_of(denoiser.schedule, x, guided, t), expected)
+    assert not guided.requires_grad and not x.requires_grad
+
+
+def test_a_conditional_denoiser_may_be_guided_too(double):
+    exact = TwoClasses(Cosine())
+    x, t, label = torch.randn(2, 1, 1, 1), torch.tensor([0.3, 0.7]), torch.tensor([1, 0])
+    both = ClassifierGuidance(exact, exact.classify, 1.0, conditional=True)(x, t, label=label)
+    once, none = exact(x, t, label=label), exact(x, t)
+    torch.testing.assert_close(both - once, once - none)
+
+
+@pytest.mark.parametrize("w, mean, std, tilted", [(1.0, 1.385, 0.430, (1.077, 0.543)),
+                                                  (7.0, 2.353, 0.296, (1.186, 0.484))])
+def test_classifier_free_guidance_overshoots(double, w, mean, std, tilted):
+    """The figures of the card: 200 DDIM steps, and p(x | y) p(y | x)^w in comparison."""
+    exact = TwoClasses(Cosine())
+    guided = CFG(exact, 1 + w, {"label": torch.tensor(2)})
+    x = sample(guided, torch.randn(20_000, 1), torch.linspace(0.9975, 0.002, 201),
+               label=torch.ones(20_000, dtype=torch.long))
+    assert x.mean().item() == pytest.approx(mean, abs=0.02) and x.std().item() == pytest.approx(std, abs=0.02)
+    grid = torch.linspace(-4, 6, 20_001)
+    q = (-(grid - 1) ** 2 / (2 * 0.36)).exp() * torch.sigmoid(2 * grid / 0.36) ** w
+    q = q / q.sum()
+    exact_mean = (grid * q).sum()
+    assert exact_mean.item() == pytest.approx(tilted[0], abs=0.002)
+    assert (((grid - exact_mean) ** 2 * q).sum() ** 0.5).item() == pytest.approx(tilted[1], abs=0.002)
+
+
+# ---- another schedule
+
+SCHEDULES = [VariancePreserving(), SubVariancePreserving(), Geometric(), VarianceExploding(), Straight(),
+             Cosine()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
+@pytest.mark.parametrize("own", SCHEDULES, ids=kind)
+def test_the_exact_denoiser_of_one_schedule_is_that_of_every_other(double, own, schedule):
+    t = torch.tensor([0.05, 0.3, 0.8])
+    x = torch.randn(3, 1, 2, 2) * (1 + schedule(t)[1][:, None, None, None])
+    found = Retimed(Gaussian(own), schedule)(x, t)
+    torch.testing.assert_close(found, Gaussian(schedule)(x, t), rtol=1e-6, atol=1e-6)
+
+
+def test_a_vp_network_as_edms_denoiser():
+    """D(x; sigma) of EDM's table 1, first column: c_skip 1, c_out -sigma, c_in 1 / sqrt(1 + sigma^2)."""
+    schedule = linear_beta()
+    denoiser = Denoiser(Toy(), schedule, Epsilon())
+    n = torch.tensor([1, 250, 999])
+    alpha, sigma = schedule(n / 1000)
+    level = sigma / alpha                                      # EDM's sigma
+    x = torch.randn(3, 1, 4, 4) * broadcast(level, torch.zeros(3, 1, 4, 4))
+    found = Retimed(denoiser, VarianceExploding())(x, level)
+    out = denoiser.net(x / (1 + broadcast(level, x) ** 2).sqrt(), n / 1000)
+    expected = x - broadcast(level, x) * out
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * level.max().item())
+
+
+def test_samplers_of_one_schedule_serve_the_network_of_another(double):
+    data = Gaussian(VariancePreserving())
+    retimed = Retimed(data, VarianceExploding())
+    noise = torch.randn(4000, 1, 1, 1)
+    x = sample(retimed, noise, 40, heun_step)
+    assert x.mean().item() == pytest.approx(data.mean, abs=0.04)
+    assert x.std().item() == pytest.approx(data.std, abs=0.02)
+    x0, t = torch.zeros(2, 1, 1, 1), torch.tensor([3.0, 5.0])
+    torch.testing.assert_close(retimed.add_noise(x0, t, torch.ones_like(x0)).flatten(), t)

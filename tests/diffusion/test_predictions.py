@@ -7,7 +7,9 @@ from diffusion_course.diffusion.predictions import EDM, Clean, Epsilon, Flow, V
 from diffusion_course.diffusion.rescaled import Shifted, ZeroTerminalSNR
 from diffusion_course.diffusion.schedules import (
     Cosine,
+    Geometric,
     Straight,
+    SubVariancePreserving,
     VarianceExploding,
     VariancePreserving,
     broadcast,
@@ -16,8 +18,9 @@ from diffusion_course.diffusion.schedules import (
 )
 
 SCHEDULES = [linear_beta(), cosine_beta(), Cosine(), Straight(), VariancePreserving(), VarianceExploding(),
-             ZeroTerminalSNR(linear_beta()), Shifted(linear_beta(), 2.0), Shifted(Straight(), 3.0)]
-PREDICTIONS = [Clean(), Epsilon(), V(), Flow(), EDM()]
+             SubVariancePreserving(), Geometric(), ZeroTerminalSNR(linear_beta()),
+             Shifted(linear_beta(), 2.0), Shifted(Straight(), 3.0)]
+PREDICTIONS = [Clean(), Epsilon(), Epsilon(sigma_data=0.97), V(), Flow(), EDM()]
 
 
 def name(value):
@@ -41,7 +44,8 @@ def test_exactly_these_pairs_are_refused():
     found = {(name(s) + name(getattr(s, "schedule", None)), name(p)) for s, p in REFUSED}
     none = name(None)
     epsilon = {"Cosine" + none, "Straight" + none, "ZeroTerminalSNRDiscreteVP", "ShiftedStraight"}
-    edm = epsilon | {"DiscreteVP" + none, "VariancePreserving" + none, "ShiftedDiscreteVP"}
+    edm = epsilon | {"DiscreteVP" + none, "VariancePreserving" + none, "ShiftedDiscreteVP",
+                     "SubVariancePreserving" + none}
     assert found == {(s, "Epsilon") for s in epsilon} | {(s, "EDM") for s in edm}
 
 
@@ -100,3 +104,13 @@ def test_edm_loss_is_the_weighted_denoising_error():
     weight = (s**2 + 0.25) / (s * 0.5) ** 2                    # eq. 8
     expected = (weight * (denoiser(x0 + s * noise, sigma) - x0) ** 2).mean()
     torch.testing.assert_close(denoiser.loss(x0, sigma, noise), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [VarianceExploding(), Geometric(), VariancePreserving()], ids=name)
+def test_epsilon_can_scale_its_input_to_unit_variance(schedule):
+    t = schedule.t_max * torch.tensor([0.05, 0.3, 1.0])
+    alpha, sigma = schedule(t)
+    x = alpha[:, None] * 0.7 * torch.randn(3, 50_000) + sigma[:, None] * torch.randn(3, 50_000)
+    seen = Epsilon(sigma_data=0.7).c_in(alpha, sigma)[:, None] * x
+    torch.testing.assert_close(seen.std(1), torch.ones(3), rtol=0.02, atol=0)
+    assert Epsilon().c_in(alpha, sigma) == 1

@@ -7,7 +7,9 @@ from diffusion_course.diffusion.rescaled import Shifted, ZeroTerminalSNR
 from diffusion_course.diffusion.schedules import (
     Cosine,
     DiscreteVP,
+    Geometric,
     Straight,
+    SubVariancePreserving,
     VarianceExploding,
     VariancePreserving,
     broadcast,
@@ -16,7 +18,8 @@ from diffusion_course.diffusion.schedules import (
 )
 
 ALL = [linear_beta(), linear_beta(50), cosine_beta(), Cosine(), Straight(), VariancePreserving(),
-       VarianceExploding(), ZeroTerminalSNR(linear_beta()), ZeroTerminalSNR(VariancePreserving()),
+       SubVariancePreserving(), Geometric(), VarianceExploding(), ZeroTerminalSNR(linear_beta()),
+       ZeroTerminalSNR(VariancePreserving()),
        Shifted(Straight(), 3.0), Shifted(Cosine(), 2.0), Shifted(linear_beta(), 2.0),
        Shifted(VarianceExploding(), 2.0), Shifted(ZeroTerminalSNR(linear_beta()), 2.0)]
 
@@ -151,3 +154,41 @@ def test_a_table_follows_its_betas(double):
     betas = torch.rand(20) * 0.1
     table = DiscreteVP(betas)
     torch.testing.assert_close(table(torch.arange(1, 21) / 20)[0] ** 2, torch.cumprod(1 - betas, 0))
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=ids)
+def test_when_finds_the_time_of_a_ratio(schedule):
+    t = schedule.t_max * torch.tensor([0.01, 0.1, 0.5, 0.9, 0.999])
+    if hasattr(schedule, "num_steps"):
+        t = (t * schedule.num_steps).ceil() / schedule.num_steps
+    alpha, sigma = schedule(t)
+    size = torch.tensor([0.5, 1.0, 7.0, 2.0, 1.0])             # the ratio counts, not the size
+    torch.testing.assert_close(schedule.when(size * alpha, size * sigma), t, rtol=2e-5, atol=1e-6)
+    assert schedule.when(torch.ones(1), torch.zeros(1)) == 0
+    end = schedule.when(torch.full((1,), 1e-9), torch.ones(1))
+    assert end == schedule.t_max or schedule(end)[0] < 1e-8
+
+
+def test_a_ratio_between_two_steps_of_a_table_goes_to_the_nearer():
+    schedule = linear_beta(10)
+    alpha, sigma = schedule(torch.tensor([0.4, 0.5]))
+    ratio = sigma / alpha
+    for weight, n in ((0.1, 4), (0.45, 4), (0.55, 5), (0.9, 5)):
+        between = ratio[0] ** (1 - weight) * ratio[1] ** weight
+        assert schedule.when(torch.ones(1), between[None]).item() == pytest.approx(n / 10)
+
+
+def test_sub_vp_has_less_noise_and_the_same_drift():
+    """Its std is VP's variance (Score SDE eq. 29), so equal at the ends only."""
+    t = torch.linspace(0, 1, 101)
+    (alpha, sigma), (alpha_vp, sigma_vp) = SubVariancePreserving()(t), VariancePreserving()(t)
+    torch.testing.assert_close(alpha, alpha_vp)
+    assert (sigma[1:-1] < sigma_vp[1:-1]).all() and sigma[0] == sigma_vp[0]
+    assert sigma[-1] == pytest.approx(sigma_vp[-1].item(), abs=1e-4)
+
+
+def test_geometric_levels_grow_by_one_factor():
+    _, sigma = Geometric(0.01, 50)(torch.linspace(0, 1, 11)[1:])
+    torch.testing.assert_close((sigma[1:] / sigma[:-1]), torch.full((9,), 5000**0.1))
+    assert sigma[-1] == pytest.approx(50)
+    assert Geometric()(torch.tensor(1e-6))[1] == pytest.approx(0.01, rel=1e-4)
