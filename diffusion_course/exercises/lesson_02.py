@@ -214,9 +214,9 @@ third = Exercise(
            "noise_hat = null + scale * (label - null), where scale is 1 + w if low <= n <= high, else 1; "
            "then a DDIM step with noise_hat."),
     check=check_interval, solution=interval_guidance,
-    why="Outside the interval the scale is 1; 0 would forget the label. With w = 3 and 200 levels of the linear "
-        "schedule, guiding only n <= 40 keeps all samples above 0, as guiding everywhere does. Their mean is "
-        "1.15, not 1.81 (the data: 1), and their standard deviation 0.43, not 0.34 (the data: 0.6).",
+    why="Outside the interval the scale is 1; 0 would forget the label. With w = 3 and 200 levels of the "
+        "linear schedule, guiding only n <= 40 keeps all samples above 0, as guiding everywhere does. Their "
+        "mean is 1.15, not 1.81 (the data: 1), their standard deviation 0.43, not 0.34 (the data: 0.6).",
     wrong=(
         (walked(lambda inside, w: 1 + w),
          "It guides at every step. Outside low <= n <= high the scale is 1."),

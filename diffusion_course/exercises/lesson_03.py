@@ -21,18 +21,14 @@ def check_sub_vp(answer, g):
         agree(sigma, true_sigma, f"sigma for b0 = {b0}, b1 = {b1}")
 
 
-def simulated(t, b0, b1, steps=600):
-    """alpha and sigma [N] at times t: mean and variance of the SDE, step by step (midpoint rule)."""
-    def slopes(time, mean, variance):
-        beta, B = b0 + time * (b1 - b0), time * b0 + time**2 * (b1 - b0) / 2
-        return -beta * mean / 2, beta * (1 - torch.exp(-2 * B)) - beta * variance
+def simulated(t, b0, b1, steps=4000):
+    """alpha and sigma [N] at times t, from what each moment adds and what decays of it (trapezoid rule)."""
+    u = t[:, None] * torch.linspace(0, 1, steps + 1).double()                  # [N, steps + 1]
+    beta, B = b0 + u * (b1 - b0), u * b0 + u**2 * (b1 - b0) / 2
+    left = torch.exp(B - B[:, -1:])                            # how much of a variance at u is left at t
+    variance = torch.trapezoid(beta * (1 - torch.exp(-2 * B)) * left, u)
+    return torch.exp(-torch.trapezoid(beta, u) / 2), variance.sqrt()
 
-    h, mean, variance = t / steps, torch.ones_like(t), torch.zeros_like(t)
-    for n in range(steps):
-        a, b = slopes(n * h, mean, variance)
-        a, b = slopes((n + 0.5) * h, mean + h / 2 * a, variance + h / 2 * b)
-        mean, variance = mean + h * a, variance + h * b
-    return mean, variance.sqrt()
 
 
 first = Exercise(
@@ -72,7 +68,7 @@ def follow(score, f, g2, x, times):
 
 
 def check_follow(answer, g):
-    for b0, b1, variance in ((0.1, 8.0, 0.3), (1.0, 5.0, 0.05)):
+    for b0, b1, variance in ((1.0, 5.0, 0.05), (0.5, 8.0, 0.3)):
         beta, marginal = lambda t: b0 + t * (b1 - b0), lambda t: 1 + (variance - 1) * torch.exp(
             -(t * b0 + t**2 * (b1 - b0) / 2))
         f, g2, score = lambda t: -beta(t) / 2, beta, lambda x, t: -x / marginal(t)
@@ -135,35 +131,35 @@ second = Exercise(
 # 3.3 ------------------------------------------------------------------------------------------------------
 def probe_variances(A):
     S = (A + A.mT) / 2                                         # e^T A e = e^T S e
-    squares = S.square().sum()
-    return 2 * (squares - S.diagonal().square().sum()), 2 * squares
+    squares, diagonal = S.square().sum((1, 2)), S.diagonal(dim1=1, dim2=2).square().sum(1)
+    return 2 * (squares - diagonal), 2 * squares
 
 
 def check_probe_variances(answer, g):
-    for D in (4, 7, 3):
-        A = torch.randn(D, D, generator=g).double() + torch.diag(torch.arange(D).double())
+    for B, D in ((3, 4), (2, 7), (4, 3)):
+        A = torch.randn(B, D, D, generator=g).double() + torch.diag(torch.arange(D).double())
         signs, gauss = unpack(answer(A), "the variance with signs", "the variance with Gaussians")
         agree(signs, all_signs(A), f"The variance with random signs, D = {D},")
-        agree(gauss, 2 * torch.linalg.eigvalsh((A + A.mT) / 2).square().sum(),
+        agree(gauss, 2 * torch.linalg.eigvalsh((A + A.mT) / 2).square().sum(1),
               f"The variance with Gaussian probes, D = {D},")
 
 
 def all_signs(A):
-    """The variance of e^T A e over every vector e of signs."""
-    e = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(A))), dtype=A.dtype)
-    return torch.einsum("ki,ij,kj->k", e, A, e).var(correction=0)
+    """The variance [B] of e^T A e over every vector e of signs."""
+    e = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=A.shape[1])), dtype=A.dtype)
+    return torch.einsum("ki,bij,kj->bk", e, A, e).var(1, correction=0)
 
 
 def lopsided(A):
-    squares = A.square().sum()
-    return 2 * (squares - A.diagonal().square().sum()), 2 * squares
+    squares, diagonal = A.square().sum((1, 2)), A.diagonal(dim1=1, dim2=2).square().sum(1)
+    return 2 * (squares - diagonal), 2 * squares
 
 
 third = Exercise(
     key="3.3", title="the noise of Hutchinson's estimate", points=3,
     prompt="The field v(x) = A x has the divergence trace(A), and e^T A e estimates it. Return the exact "
            "variance of e^T A e, first for e of independent random signs, then for e of independent standard "
-           "normal numbers. A is [D, D] and need not be symmetric.",
+           "normal numbers, each [B]. A is [B, D, D] and need not be symmetric.",
     hints=("e^T A e is a sum over i and j of A_ij e_i e_j. Which terms are random if every e_i is 1 or -1?",
            "Only S = (A + A^T) / 2 matters. The pairs i < j contribute 2 S_ij e_i e_j, which are "
            "uncorrelated and have the variance 4 S_ij^2.",
