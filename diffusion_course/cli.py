@@ -17,13 +17,15 @@ PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_e
 app = typer.Typer(name="diffusion-course", no_args_is_help=True, **PLAIN,
                   help="Diffusion models for images and videos, rebuilt paper by paper.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++")
+SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++", "reverse-diffusion", "predictor-corrector")
 
 
 def stepper(sampler: str):
     """The step of that name, made afresh if it has a memory."""
-    from .diffusion import samplers
-    return samplers.DPMSolver() if sampler == "dpm++" else getattr(samplers, f"{sampler}_step")
+    from .diffusion import samplers, sde
+    made = {"dpm++": samplers.DPMSolver, "predictor-corrector": sde.predictor_corrector}
+    name = f"{sampler.replace('-', '_')}_step"
+    return made[sampler]() if sampler in made else getattr(samplers, name, None) or getattr(sde, name)
 
 
 def say(facts: list[dict[str, Any]], as_json: bool, lines: Iterable[str]) -> None:

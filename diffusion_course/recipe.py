@@ -46,10 +46,11 @@ class Recipe:
             part.eval().requires_grad_(False)
 
     def quick(self, n: int) -> dict[str, Any]:
-        """Options for n samples soon: 50 DDIM steps where `sample` lets one choose; labels in turn."""
+        """Options for n samples soon: 50 DDIM steps where `sample` would take more; labels in turn."""
         offered, options = inspect.signature(self.sample).parameters, {}
         if {"steps", "step"} <= set(offered):
-            options = {"steps": min(50, offered["steps"].default), "step": ddim_step}
+            own = {name: offered[name].default for name in ("steps", "step")}
+            options = own if own["steps"] <= 50 and own["step"] else {"steps": 50, "step": ddim_step}
         if classes := self.origin and self.origin.kwargs.get("classes"):
             options["label"] = torch.arange(n, device=next(self.model.parameters()).device) % classes
         return options

@@ -539,3 +539,32 @@ def test_a_model_of_videos_trains_on_moving_digits():
     assert checkpoints.read_header("film/model.safetensors")["data"] == "moving_digits"
     text = done("evaluate", "film", "--n", 4, "--steps", 2)
     assert "moving_digits 8x16x16" in text and re.search(r"^runs +", text, re.MULTILINE)
+
+
+# ---- models that begin with others
+
+def test_a_model_begins_with_the_weights_of_another(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    done("train", "ddpm", *TINY, "--out", first)
+    done("train", "ddim_guidance", *TINY, "--out", second, "--init", first, "--steps", 2)
+    expected = {**checkpoints.identity(first / "model.safetensors"), "steps": 3}
+    assert checkpoints.read_header(second / "model.safetensors")["init"] == expected
+    assert expected["checkpoint"] == "first" and read_log(second / "log.jsonl")[0] > 0
+    done("train", "ddim_guidance", *TINY, "--out", second, "--init", first, "--steps", 2, "--resume")
+    assert checkpoints.read_header(second / "state.safetensors")["init"] == expected
+    assert "neither a checkpoint, nor the folder of a run, nor a paper" in fails(
+        "train", "ddpm", *TINY, "--out", tmp_path / "third", "--init", "nothing", code=1)
+    assert not (tmp_path / "third" / "state.safetensors").exists()
+
+
+def test_a_model_is_taught_by_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done("train", "rectified_flow", *TINY, "--out", "runs/teacher")
+    done("train", "rectified_flow", *TINY, "--out", "runs/pupil", "--teacher", "runs/teacher", "--pairs", 4)
+    header = checkpoints.read_header("runs/pupil/model.safetensors")
+    assert header["kwargs"]["teacher"] == checkpoints.identity("runs/teacher/model.safetensors")
+    done("sample", "runs/pupil", "--num", 2, "--out", "pupil.png")
+    assert Path("pupil.png").exists()
+    message = fails("train", "rectified_flow", *TINY, "--out", "runs/wider", "--teacher", "runs/teacher",
+                    "--width", 16, code=1)
+    assert "its pupil would be a rectified_flow with {'width': 16" in message

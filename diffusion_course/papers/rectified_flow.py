@@ -37,10 +37,15 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
     net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
     schedule = Straight()
     denoiser, made = Denoiser(net, schedule, Flow(), stratified(schedule)), []
-    if teacher is not None:
-        net.load_state_dict(teacher.model.net.state_dict())
-    elif distill:
+    if teacher is None and distill:
         raise ValueError("distill=True needs a teacher, such as teacher=rectified_flow")
+    if teacher is not None:
+        own = {"width": width, "channels": channels, "size": size}
+        theirs = {name: teacher.origin.kwargs.get(name) for name in own}
+        if teacher.origin.paper != "rectified_flow" or theirs != own:
+            raise ValueError(f"teacher is a {teacher.origin.paper} with {theirs}; its pupil would be a "
+                             f"rectified_flow with {own}")
+        net.load_state_dict(teacher.model.net.state_dict())
 
     def loss(batch):
         x0, noise = batch["x"], batch.get("noise")             # eq. 1, unless a batch brings its pairs

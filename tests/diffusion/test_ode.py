@@ -95,7 +95,7 @@ class Diagonal:
 
 @pytest.mark.parametrize("schedule, tolerance", list(zip(SDES, (4e-4, 4e-4, 4e-3))), ids=name)
 def test_the_likelihood_of_a_gaussian_is_the_closed_form(double, schedule, tolerance):
-    """The figures of the card.  What is left is the prior's fault: at the end a little of the data remains."""
+    """The figures of the card.  The error is the prior's: at the end a little of the data remains."""
     exact = Diagonal(schedule)
     x = torch.randn(300, 2) * exact.variances.sqrt()
     log_p, solution = log_likelihood(exact, x, rtol=1e-8, atol=1e-8)

@@ -156,3 +156,30 @@ def test_a_checkpoint_can_be_moved(saved, tmp_path):
     moved.parent.mkdir()
     shutil.copy(saved[1], moved)
     assert load_model(moved).origin.kwargs["width"] == 8
+
+
+# ---- starting from other weights
+
+def test_a_model_may_start_from_anothers_weights(saved):
+    recipe, path = saved
+    new = ddpm.recipe(**TINY, classes=10)
+    embedding = new.model.net.doors.embed["label"].weight.clone()
+    found = checkpoints.start_from(new.model, path)
+    assert found == {**checkpoints.identity(path), "steps": 3} and len(found["sha256"]) == 64
+    own = new.model.state_dict()
+    for name, x in recipe.model.state_dict().items():
+        torch.testing.assert_close(own[name], x, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(new.model.net.doors.embed["label"].weight, embedding)
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(saved):
+    new = ddpm.recipe(width=16, size=16, num_steps=20)
+    before = {name: x.clone() for name, x in new.model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"only [\d,]+ of the [\d,]+ weights of this model are in it"):
+        checkpoints.start_from(new.model, saved[1])
+    assert all(torch.equal(x, before[name]) for name, x in new.model.state_dict().items())
+
+
+def test_steps_add_up_over_models():
+    assert checkpoints.steps_in_all({"step": 5, "init": {"steps": 8}}) == 13
+    assert checkpoints.steps_in_all({"step": 5}) == 5 and checkpoints.steps_in_all({}) == 0
