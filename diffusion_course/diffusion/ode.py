@@ -37,6 +37,8 @@ def solve(slope: Callable[[float, Tensor], Tensor], x: Tensor, start: float, end
     One step size serves the whole batch: the root mean square of error / (atol + rtol |x|) stays below 1.
     A RuntimeError where that takes more than `most` evaluations.
     """
+    if start == end:
+        return Solution(x, 0)
     t, span = start, end - start
     k, count = slope(t, x), 2
     step, growth = first_step(slope, t, x, k, span, rtol, atol), 10.0

@@ -1,9 +1,9 @@
-"""Quality against network evaluations, for every sampler: python tests/benchmarks/samplers.py [--n 200].
+"""Quality against network evaluations, for every sampler: python tests/benchmarks/samplers.py [--n 128].
 
 Four trained models, the samplers that suit each, the same noise for all of them.  What is measured is the
 Frechet distance of the frame probe's features to those of all test digits, with its spread, and the share of
 samples that can be read.  Each row is written when it is finished, and what is there is not done again.
-About half an hour on one core.
+About twenty minutes on one core.
 """
 import argparse
 import json
@@ -94,7 +94,7 @@ def denoiser_of(model):
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--only", nargs="+", default=list(SAMPLERS), help="some of the models")
     parser.add_argument("--out", type=Path, help="default: data/results/samplers.json")
     arguments = parser.parse_args()
@@ -123,7 +123,7 @@ def main():
                     continue
                 torch.manual_seed(0)
                 denoiser.count, began = 0, time.monotonic()
-                parts = torch.randn(arguments.n, 1, 32, 32).split(100)
+                parts = torch.randn(arguments.n, 1, 32, 32).split(128)
                 x = torch.cat([draw(denoiser, part, budget) for part in parts])
                 row = {"model": model, "sampler": sampler, "budget": budget,
                        "evaluations": denoiser.count / len(parts), **measured(x.clamp(-1, 1)),

@@ -45,6 +45,7 @@ def test_an_equation_with_a_known_answer(double):
     errors = [abs(s.x.item() - math.exp(-3)) for s in found]
     assert errors[1] < 1e-8 < errors[0] < 1e-3 and found[0].evaluations < found[1].evaluations
     assert solve(lambda t, x: 0 * x, torch.ones(1, 1), 0.0, 3.0).x == 1
+    assert solve(lambda t, x: -x, torch.ones(1, 1), 2.0, 2.0).x == 1
 
 
 def test_a_slope_that_jumps_about_is_given_up():
