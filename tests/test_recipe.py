@@ -102,3 +102,14 @@ def test_preset_names(monkeypatch):
     assert preset_name() == "smoke"
     with pytest.raises(ValueError, match="preset='huge'"):
         preset_name("huge")
+
+
+def test_quick_options_are_a_papers_own_unless_those_are_slow():
+    from diffusion_course.diffusion.samplers import ddim_step, heun_step
+    from diffusion_course.papers import ddim_guidance, ddpm, edm, score_sde
+
+    assert edm.recipe(width=8).quick(3) == {"steps": 18, "step": heun_step}
+    for slow in (ddpm.recipe(width=8), score_sde.recipe(width=8)):
+        assert slow.quick(3) == {"steps": 50, "step": ddim_step}
+    labels = ddim_guidance.recipe(width=8).quick(12)["label"]
+    assert labels.tolist() == [*range(10), 0, 1]

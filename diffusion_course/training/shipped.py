@@ -29,6 +29,7 @@ SHIPPED = {
     "rectified_flow": Shipped("91272dbe678f90f72d293fa04ba013d32f19a37e337ce68b8807ab76b1ab1b24", "rectified_flow"),
     "rectified_flow_2": Shipped("deeae7be27b95a240a7dcfa6a4e588560a2ee63a8704716c744c7a8e3c99faf3", "rectified_flow", {"teacher": "rectified_flow"}),
     "rectified_flow_distilled_1": Shipped("c7d397d8117faf0664cbb881c0fbdda47c7271632d2cce2aa64b52b3709cd506", "rectified_flow", {"teacher": "rectified_flow", "distill": True}),
+    "edm": Shipped("936cf3285a5e32a491a801746a576621bf9701f90218ba21695c2992209c7219", "edm"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
