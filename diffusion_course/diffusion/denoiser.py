@@ -18,9 +18,12 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> DrawTimes:
     return lambda batch, device=None: torch.sigmoid(mean + std * randn(batch, device=device))
 
 
-def stratified(schedule: Schedule) -> DrawTimes:
-    """The schedule's training times, spread evenly over a batch: the same mean loss, with less variance."""
-    return lambda batch, device=None: schedule.quantile(strata(batch, device))
+def stratified(schedule: Schedule, **options) -> DrawTimes:
+    """The schedule's training times, spread evenly over a batch: the same mean loss, with less variance.
+
+    options go to the schedule's quantile, such as mean and std of VarianceExploding.
+    """
+    return lambda batch, device=None: schedule.quantile(strata(batch, device), **options)
 
 
 class Denoiser(nn.Module):

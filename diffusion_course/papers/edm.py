@@ -21,11 +21,17 @@ PRESETS = {
 
 
 @paper
-def recipe(width: int = 32, channels: int = 1, size: int = 32, sigma_data: float = 0.55) -> Recipe:
-    """sigma_data is the standard deviation of the data: 0.55 for MNIST on 32 x 32, 0.5 in the paper."""
+def recipe(width: int = 32, channels: int = 1, size: int = 32, sigma_data: float = 0.55,
+           p_mean: float = 0.4, p_std: float = 1.2) -> Recipe:
+    """sigma_data is the standard deviation of the data: 0.55 for MNIST on 32 x 32, 0.5 in the paper.
+
+    p_mean and p_std are of log sigma in training.  The paper's p_mean is -1.2, for photographs; which digit
+    it will be is decided at larger sigmas.
+    """
     net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
     schedule = VarianceExploding()
-    denoiser = Denoiser(net, schedule, EDM(sigma_data), stratified(schedule))      # table 1, last column
+    denoiser = Denoiser(net, schedule, EDM(sigma_data),                    # table 1, last column
+                        stratified(schedule, mean=p_mean, std=p_std))
 
     def loss(batch):
         return denoiser.loss(batch["x"])

@@ -50,8 +50,10 @@ def test_the_loss_is_eq_8():
 
 
 def test_it_trains_on_log_normal_sigmas():
-    t = edm.recipe(**TINY).model.draw_t(4000).log()
-    assert t.mean().item() == pytest.approx(-1.2, abs=0.02) and t.std().item() == pytest.approx(1.2, abs=0.02)
+    for options, mean, std in (({}, 0.4, 1.2), ({"p_mean": -1.2, "p_std": 0.8}, -1.2, 0.8)):
+        t = edm.recipe(**TINY, **options).model.draw_t(4000).log()
+        assert t.mean().item() == pytest.approx(mean, abs=0.02)
+        assert t.std().item() == pytest.approx(std, abs=0.02)
 
 
 def test_the_schedule_is_eq_5():

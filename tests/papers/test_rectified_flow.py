@@ -133,7 +133,7 @@ def test_the_budget_of_a_gaussian_closes(double):
     parts = found["transport"] + found["curvature"] + found["crossing"]
     assert parts == pytest.approx(found["straight"], rel=0.02)
     assert found["straight"] == pytest.approx(1.36 + 0.09, rel=0.03)
-    assert found["transport"] == pytest.approx(0.16 + 0.09, rel=0.05)          # the optimal map: 0.4^2 + 0.3^2
+    assert found["transport"] == pytest.approx(0.4**2 + 0.3**2, rel=0.05)      # that of the optimal map
     assert found["crossing"] > 0.5
 
 
