@@ -89,7 +89,7 @@ def flow(denoiser, x: Tensor, start: float, end: float, rtol: float = 1e-5, atol
          **cond) -> Solution:
     """Follow the ODE from time start to end, either way: noise to image, or image to its code."""
     def slope(t, x):
-        return velocity(denoiser, x, torch.full((len(x),), t, device=x.device), **cond)
+        return velocity(denoiser, x, x.new_full((len(x),), t), **cond)
 
     return solve(slope, x, float(start), float(end), rtol, atol)
 
@@ -111,7 +111,7 @@ def log_likelihood(denoiser, x0: Tensor, t_min: float = 1e-5, rtol: float = 1e-5
     e = probe(x0)
 
     def slope(t, state):
-        x, t = state[:, :n].reshape(shape), torch.full((len(state),), t, device=state.device)
+        x, t = state[:, :n].reshape(shape), state.new_full((len(state),), t)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             v = velocity(denoiser, x, t, **cond)

@@ -67,11 +67,20 @@ def follow(score, f, g2, x, times):
     return x
 
 
+def vp(b0, b1, variance):
+    """f, g2, the score of data from N(0, variance) under VP, and the variance of its marginals."""
+    def beta(t):
+        return b0 + t * (b1 - b0)
+
+    def marginal(t):
+        return 1 + (variance - 1) * torch.exp(-(t * b0 + t**2 * (b1 - b0) / 2))
+
+    return lambda t: -beta(t) / 2, beta, lambda x, t: -x / marginal(t), marginal
+
+
 def check_follow(answer, g):
     for b0, b1, variance in ((1.0, 5.0, 0.05), (0.5, 8.0, 0.3)):
-        beta, marginal = lambda t: b0 + t * (b1 - b0), lambda t: 1 + (variance - 1) * torch.exp(
-            -(t * b0 + t**2 * (b1 - b0) / 2))
-        f, g2, score = lambda t: -beta(t) / 2, beta, lambda x, t: -x / marginal(t)
+        f, g2, score, marginal = vp(b0, b1, variance)
         times = torch.linspace(1e-3, 1, 161).double()
         x0 = variance**0.5 * torch.randn(16, 2, generator=g).double()
         code = answer(score, f, g2, x0, times)
@@ -105,8 +114,8 @@ second = Exercise(
            "[N + 1] with Heun's method, and return x at times[-1]. score(x, t), f(t) and g2(t) = g(t)^2 are "
            "functions; the times may rise (encode) or fall (decode).",
     hints=("dx/dt = f(t) x - g2(t) / 2 * score(x, t). No noise is added anywhere.",
-           "From t to s: Euler's step to s, the slope there at time s, then once more from t with the mean of "
-           "both slopes.",
+           "From t to s: Euler's step to s, the slope there at time s, then once more from t with the mean "
+           "of both slopes.",
            "for t, s in itertools.pairwise(times): here = slope(x, t); x = x + (s - t) * (here + slope(x + "
            "(s - t) * here, s)) / 2"),
     check=check_follow, solution=follow,
@@ -117,15 +126,16 @@ second = Exercise(
          "That is the drift of the reverse SDE (eq. 6). Without its noise half of the score is too much: the "
          "ODE has g2 / 2."),
         (moved(lambda score, f, g2, x, t: f(t) * x - g2(t) / 2 * score(x, t), second=False),
-         "That is Euler's method, whose error is too large here. Heun looks at the slope once more, where the "
-         "Euler step ends."),
+         "That is Euler's method, whose error is too large here. Heun looks at the slope once more, where "
+         "the Euler step ends."),
         (moved(lambda score, f, g2, x, t: f(t) * x + g2(t) / 2 * score(x, t)),
          "The sign of the score is wrong: noise spreads a density, so the flow must go down the score as "
          "t rises."),
         (moved(lambda score, f, g2, x, t: f(t) * x - g2(t) ** 2 / 2 * score(x, t)),
          "g2 is g squared already; it is squared once more."),
         (late,
-         "The second slope belongs to the new place as well as to the new time: slope(x + (s - t) * here, s).")))
+         "The second slope belongs to the new place as well as to the new time: "
+         "slope(x + (s - t) * here, s).")))
 
 
 # 3.3 ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 """Lesson 07, Rectified Flow.  Time 0 is data, except in 7.1, where the paper's clock runs from noise."""
+import numpy as np
 import torch
 
 from ..classroom.exercise import Exercise, Wrong, agree, tensor, unpack
@@ -36,8 +37,8 @@ first = Exercise(
            "At tau = 0 the paper is at noise, and the package's time is 1.",
            "x0 is X1, noise is X0, t is 1 - tau. If t falls while tau rises, then dx/dt is -dX/dtau."),
     check=check_to_package, solution=to_package,
-    why="Both name the same point on the same line. dt = -dtau, so the velocity changes its sign, and so does "
-        "its target: noise - x0 = -(X1 - X0). The square of the error does not.",
+    why="Both name the same point on the same line. dt = -dtau, so the velocity changes its sign, and so "
+        "does its target: noise - x0 = -(X1 - X0). The square of the error does not.",
     wrong=(
         (lambda X0, X1, tau, v: (X0, X1, 1 - tau, -v),
          "The 0 in the paper's X0 is its time at noise. The package's x0 is data, which the paper calls X1."),
@@ -95,12 +96,12 @@ second = Exercise(
            "steps. Take the velocity dz/dt as constant within a step. Return S [N]: for each path the "
            "integral over t of |(noise - data) - dz/dt|^2, where noise is its start and data its end.",
     hints=("On a step, dz/dt is the difference of its two places over the difference of its two times.",
-           "The steps are uneven: in the integral each counts by its length in time, times[k] - times[k + 1].",
+           "The steps are uneven: in the integral each counts by its length in time, times[k] - times[k+1].",
            "velocity = (path[:-1] - path[1:]) / length; then sum over the coordinates the squares of "
            "(path[0] - path[-1]) - velocity, and over the steps that times length."),
     check=check_straightness, solution=straightness,
-    why="The mean of dz/dt over the whole way is noise - data, so S is the variance of the velocity along the "
-        "path. It is 0 only if the velocity never changes, and then one Euler step is exact.",
+    why="The mean of dz/dt over the whole way is noise - data, so S is the variance of the velocity along "
+        "the path. It is 0 only if the velocity never changes, and then one Euler step is exact.",
     wrong=(
         (lambda path, times: (path[0] - path[-1] - slopes(path, times)).square().sum(2).mean(0),
          "Every step counts the same here, but they are uneven: weight each by its length in time."),
@@ -119,7 +120,7 @@ second = Exercise(
 
 # 7.3 ------------------------------------------------------------------------------------------------------
 def pair(x0, noise):
-    from scipy.optimize import linear_sum_assignment           # the Hungarian method, exact
+    from scipy.optimize import linear_sum_assignment
 
     cost = torch.cdist(noise.flatten(1), x0.flatten(1)).square()               # [B, B]
     _, partner = linear_sum_assignment(cost.cpu().numpy())     # noise i goes with x0[partner[i]]
@@ -127,7 +128,7 @@ def pair(x0, noise):
 
 
 def check_pair(answer, g):
-    for shape in ((20, 2), (36, 1, 2, 3), (128, 2)):
+    for shape in ((20, 2), (36, 1, 2, 3), (50, 2)):
         x0, noise = 2 * torch.randn(shape, generator=g), torch.randn(shape, generator=g)
         found = tensor(answer(x0, noise), shape, "What it returns").double().flatten(1)
         apart = torch.cdist(found, x0.double().flatten(1))
@@ -137,10 +138,40 @@ def check_pair(answer, g):
         if len(used) < len(x0):
             raise Wrong(f"Of {len(x0)} rows of x0 it uses {len(used)}; each has to be used once, or the data "
                         "change.")
-        price, least = cost(found, noise), cost(pair(x0, noise), noise)
+        price, least = cost(found, noise), cost(paired(x0, noise), noise)
         if price > least * (1 + 1e-4):
             raise Wrong(f"The mean of |x0 - noise|^2 is {price:.3f}. For the pairs as they came it is "
                         f"{cost(x0, noise):.3f}, and it can be {least:.3f}.")
+
+
+def assignment(cost):
+    """The Hungarian method (Kuhn 1955) with dual prices: the column of each row, [n], for cost [n, n]."""
+    n = len(cost)
+    row_price, price = np.zeros(n + 1), np.zeros(n + 1)        # column 0 stands for no column yet
+    row_of, before = np.zeros(n + 1, int), np.zeros(n + 1, int)
+    for row in range(1, n + 1):
+        row_of[0], column = row, 0
+        least, seen = np.full(n + 1, np.inf), np.zeros(n + 1, bool)
+        while True:                                            # the cheapest way to a column that is free
+            seen[column] = True
+            row_here = row_of[column]
+            here = np.concatenate([[np.inf], cost[row_here - 1] - row_price[row_here] - price[1:]])
+            better = ~seen & (here < least)
+            least[better], before[better] = here[better], column
+            column = np.where(seen, np.inf, least).argmin()
+            step = least[column]
+            row_price[row_of[seen]] += step
+            price[seen] -= step
+            least[~seen] -= step
+            if row_of[column] == 0:
+                break
+        while column:
+            row_of[column], column = row_of[before[column]], before[column]
+    return np.argsort(row_of[1:])
+
+
+def paired(x0, noise, power=2):
+    return x0[torch.from_numpy(assignment(distances(x0, noise).double().pow(power).numpy()))]
 
 
 def cost(x0, noise):
@@ -160,16 +191,7 @@ def greedy(x0, noise):
 
 
 def wrong_way(x0, noise):
-    from scipy.optimize import linear_sum_assignment
-
-    _, row = linear_sum_assignment(distances(x0, noise).square().T.numpy())    # x0 j goes with noise row[j]
-    return x0[torch.as_tensor(row)]
-
-
-def without_square(x0, noise):
-    from scipy.optimize import linear_sum_assignment
-
-    return x0[torch.as_tensor(linear_sum_assignment(distances(x0, noise).numpy())[1])]
+    return x0[torch.from_numpy(assignment(distances(x0, noise).square().T.numpy()))]     # noise of each x0
 
 
 def by_first_coordinate(x0, noise):
@@ -181,9 +203,9 @@ def by_first_coordinate(x0, noise):
 
 third = Exercise(
     key="7.3", title="better pairs before training", points=3,
-    prompt="x0 and noise are a batch of B points each, [B, ...]. Return the rows of x0 in another order, each "
-           "used once, such that the mean of |x0 - noise|^2 over the pairs of rows is as small as it can be "
-           "(the optimal assignment; scipy.optimize.linear_sum_assignment finds one). B is at most 128.",
+    prompt="x0 and noise are a batch of B points each, [B, ...]. Return the rows of x0 in another order, "
+           "each used once, such that the mean of |x0 - noise|^2 over the pairs of rows is as small as it "
+           "can be (best assignment; scipy.optimize.linear_sum_assignment finds it). B is at most 128.",
     hints=("Make the matrix [B, B] of the squared distances between every noise and every x0; points of any "
            "shape become rows by flatten(1).",
            "linear_sum_assignment(cost) returns rows and columns: row i of the matrix goes with column "
@@ -202,7 +224,7 @@ third = Exercise(
          "sum over all pairs should be smallest."),
         (wrong_way,
          "That index says which noise belongs to each x0. Turn it round: which x0 belongs to each noise?"),
-        (without_square,
+        (lambda x0, noise: paired(x0, noise, power=1),
          "This makes the sum of the distances smallest; it should be that of their squares."),
         (by_first_coordinate,
          "Sorting by one coordinate is optimal on a line, but these points have more coordinates than one.")))

@@ -29,7 +29,7 @@ PRESETS = {
 
 @paper
 def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe | None = None,
-           pairs: int = 4096, distill: bool = False) -> Recipe:
+           pairs: int = 3072, distill: bool = False) -> Recipe:
     """With a teacher, a trained flow, start from its weights and learn from so many of its own pairs: reflow.
 
     distill learns the first step only, from pure noise all the way (sec. 2.2).  Distil last.
