@@ -38,6 +38,8 @@ SHIPPED = {
     "edm": Shipped("dd7c7f403b7b5a70e48d4c717135adcebf8b8370270c3ea42cac00dbcf779fbf", "edm"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
+    "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
+                        file="results/samplers.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
     "leaderboard": Shipped("dd31bd2a38d562d3b1afe2f62463b06eed03a6efd83f9e8e0b88686a292d54fb",
