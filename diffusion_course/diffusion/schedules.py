@@ -45,13 +45,16 @@ class Schedule(nn.Module):
 
     def when(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The time at which this schedule has the ratio alpha / sigma; its end, if it never has."""
+        steps = getattr(self, "num_steps", None)
+        slack = 1e-5 if steps else 0                           # an entry of a table is to find itself
         low, high = torch.zeros_like(sigma).double(), torch.full_like(sigma, self.t_max).double()
         for _ in range(60):
             middle = (low + high) / 2
             a, s = self(middle)
-            less = s * alpha < a * sigma                       # less noise than asked for
+            less = s * alpha < a * sigma * (1 - slack)         # less noise than asked for
             low, high = torch.where(less, middle, low), torch.where(less, high, middle)
-        return high.to(sigma.dtype)
+        high = (high * steps).ceil() / steps if steps else high
+        return torch.where(sigma == 0, 0, high).to(sigma.dtype)
 
     def draw(self, batch: int, device=None) -> Tensor:
         """Times to train on, [B]."""

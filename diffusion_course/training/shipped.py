@@ -42,7 +42,7 @@ SHIPPED = {
                         file="results/samplers.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
-    "leaderboard": Shipped("dd31bd2a38d562d3b1afe2f62463b06eed03a6efd83f9e8e0b88686a292d54fb",
+    "leaderboard": Shipped("f5c812e4151f45b15da2bd296f54892174136801a2600e7b2aa592e813f88e0e",
                            file="results/leaderboard.jsonl"),
     "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
 }
