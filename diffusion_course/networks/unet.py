@@ -165,3 +165,8 @@ class UNet(nn.Module):
                              f"got {tuple(x.shape[-2:])}")
         if t.ndim not in (1, 2) or len(t) != len(x):
             raise ValueError(f"t must be [B] or [B, F] with B={len(x)}, got shape {tuple(t.shape)}")
+
+
+def image_unet(channels: int = 1, out_channels: int | None = None, width: int = 32, **options) -> UNet:
+    """The U-Net of the first image papers: patches of 2 x 2 pixels, attention at the two coarser levels."""
+    return UNet(channels, out_channels, width, (1, 2, 2), attend=(False, True, True), patch=2, **options)

@@ -15,14 +15,10 @@ from torch import Tensor, nn
 from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, last, noise_of, toward, trajectory
 from ..diffusion.schedules import DiscreteVP, Schedule
-from ..recipe import Preset, Recipe, paper
+from ..recipe import Recipe, paper
 from . import ddpm
 
-PRESETS = {
-    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
-    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
-    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
-}
+PRESETS = ddpm.PRESETS  # the same network on the same data
 
 
 @paper

@@ -15,7 +15,7 @@ from ..diffusion.guidance import CFG, Clip, drop_condition
 from ..diffusion.predictions import Epsilon
 from ..diffusion.samplers import ancestral_step, sample
 from ..diffusion.schedules import cosine_beta, linear_beta
-from ..networks.unet import UNet
+from ..networks.unet import image_unet
 from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
@@ -30,8 +30,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, num_steps: int = 
            learned_variance: bool = False, classes: int = 0, dropout: float = 0.0) -> Recipe:
     """num_steps is N of the schedule; with classes > 0 it takes a `label` (as Improved DDPM on ImageNet)."""
     embed = {"label": lambda dim: nn.Embedding(classes + 1, dim)} if classes else None
-    net = UNet(channels, channels * (2 if learned_variance else 1), width, (1, 2, 2),
-               attend=(False, True, True), patch=2, dropout=dropout, embed=embed)
+    net = image_unet(channels, channels * (2 if learned_variance else 1), width, dropout=dropout, embed=embed)
     schedule = cosine_beta(num_steps) if cosine else linear_beta(num_steps)
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule), learned_variance=learned_variance)
     null = {"label": torch.tensor(classes)} if classes else {}

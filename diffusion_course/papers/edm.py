@@ -10,14 +10,11 @@ from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.predictions import EDM
 from ..diffusion.samplers import heun_step, sample
 from ..diffusion.schedules import VarianceExploding
-from ..networks.unet import UNet
-from ..recipe import Preset, Recipe, paper
+from ..networks.unet import image_unet
+from ..recipe import Recipe, paper
+from . import ddpm
 
-PRESETS = {
-    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
-    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
-    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
-}
+PRESETS = ddpm.PRESETS  # the same network on the same data
 
 
 @paper
@@ -28,7 +25,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, sigma_data: float
     p_mean and p_std are of log sigma in training.  The paper's p_mean is -1.2, for photographs; which digit
     it will be is decided at larger sigmas.
     """
-    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
+    net = image_unet(channels, width=width)
     schedule = VarianceExploding()
     denoiser = Denoiser(net, schedule, EDM(sigma_data),                    # table 1, last column
                         stratified(schedule, mean=p_mean, std=p_std))

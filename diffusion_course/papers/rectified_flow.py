@@ -17,14 +17,11 @@ from ..diffusion.predictions import Flow
 from ..diffusion.random import rand
 from ..diffusion.samplers import euler_step, heun_step, sample
 from ..diffusion.schedules import Straight, broadcast
-from ..networks.unet import UNet
-from ..recipe import Preset, Recipe, paper
+from ..networks.unet import image_unet
+from ..recipe import Recipe, paper
+from . import ddpm
 
-PRESETS = {
-    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
-    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
-    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
-}
+PRESETS = ddpm.PRESETS  # the same network on the same data
 
 
 @paper
@@ -34,7 +31,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
 
     distill learns the first step only, from pure noise all the way (sec. 2.2).  Distil last.
     """
-    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
+    net = image_unet(channels, width=width)
     schedule = Straight()
     denoiser, made = Denoiser(net, schedule, Flow(), stratified(schedule)), []
     if teacher is None and distill:

@@ -16,14 +16,11 @@ from ..diffusion.predictions import Epsilon
 from ..diffusion.samplers import Step, sample
 from ..diffusion.schedules import Geometric, SubVariancePreserving, VariancePreserving
 from ..diffusion.sde import predictor_corrector, reverse_diffusion_step
-from ..networks.unet import UNet
-from ..recipe import Preset, Recipe, paper
+from ..networks.unet import image_unet
+from ..recipe import Recipe, paper
+from . import ddpm
 
-PRESETS = {
-    "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
-    "laptop": Preset(steps=2200, batch_size=64, lr=4e-3),
-    "t4": Preset(steps=20_000, batch_size=128, lr=2e-3, recipe={"width": 64}),
-}
+PRESETS = ddpm.PRESETS  # the same network on the same data
 SDES = {"vp": VariancePreserving, "subvp": SubVariancePreserving, "ve": Geometric}
 
 
@@ -33,7 +30,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, sde: str = "vp",
     """sde is vp, subvp or ve; sigma_data, the root mean square of a pixel, scales the input of ve only."""
     if sde not in SDES:
         raise ValueError(f"sde={sde!r} must be one of {', '.join(SDES)}")
-    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True), patch=2)
+    net = image_unet(channels, width=width)
     schedule = SDES[sde]()
     # the network predicts noise = -sigma score, so this loss is eq. 7 with lambda = sigma^2
     denoiser = Denoiser(net, schedule, Epsilon(sigma_data if sde == "ve" else None), stratified(schedule))
