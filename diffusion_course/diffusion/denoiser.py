@@ -68,8 +68,7 @@ class Denoiser(nn.Module):
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t; t is [B] or [B, F]."""
-        alpha, sigma = self.schedule.at(t, x0)
-        return alpha * x0 + sigma * noise
+        return self.schedule.add_noise(x0, t, noise)
 
     def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None, **cond) -> Tensor:
         """Mean squared error of what is predicted, plus vlb_weight times the bound if variance is learned."""

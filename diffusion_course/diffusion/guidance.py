@@ -2,6 +2,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .random import rand
@@ -38,7 +39,7 @@ class Guide:
         return self.denoiser.estimate(x, t, **cond)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.denoiser.add_noise(x0, t, noise)
+        return self.schedule.add_noise(x0, t, noise)
 
 
 class CFG(Guide):
@@ -83,7 +84,7 @@ class ClassifierGuidance(Guide):
         x0, v = self.denoiser.estimate(x, t, **cond, **({"label": label} if self.conditional else {}))
         with torch.enable_grad():
             y = x if outer else x.detach().requires_grad_()
-            log_p = self.classifier(y, t).log_softmax(1)[torch.arange(len(x)), label].sum()
+            log_p = -F.cross_entropy(self.classifier(y, t), label, reduction="sum")
             grad, = torch.autograd.grad(log_p, y, create_graph=outer)
         alpha, sigma = self.schedule.at(t, x)
         return x0 + self.scale * sigma**2 / alpha * grad, v
@@ -106,10 +107,6 @@ class Retimed(Guide):
         its_alpha, its_sigma = self.denoiser.schedule(its)
         scale = torch.hypot(alpha, sigma) / torch.hypot(its_alpha, its_sigma)
         return self.denoiser.estimate(x / broadcast(scale, x), its, **cond)
-
-    def add_noise(self, x0, t, noise):
-        alpha, sigma = self.schedule.at(t, x0)
-        return alpha * x0 + sigma * noise
 
 
 class Clip(Guide):

@@ -35,6 +35,11 @@ class Schedule(nn.Module):
         alpha, sigma = self(t)
         return broadcast(alpha, x), broadcast(sigma, x)
 
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t; t is [B] or [B, F]."""
+        alpha, sigma = self.at(t, x0)
+        return alpha * x0 + sigma * noise
+
     def unit(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What this family of schedules keeps at one; by default the variance, alpha^2 + sigma^2."""
         return torch.hypot(alpha, sigma)

@@ -115,7 +115,6 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
 
     options go to the recipe's `sample`; without any it is sampled quickly (50 DDIM steps where possible).
     """
-    path = Path(path)
     header, recipe = checkpoints.read_header(path), checkpoints.load_model(path, device)
     test, train = (sources.load(header.get("data"), recipe.shape, split) for split in ("test", "train"))
     if len(test) < 2 * n:
@@ -131,7 +130,7 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     metrics = measure(x, real["x"], other["x"], known, texts, texts)
     flops = training_flops(recipe, train[slice(2)])
     steps, batch_size = checkpoints.steps_in_all(header), header.get("batch_size", 0)
-    return {"model": path.stem if path.stem != "model" else path.resolve().parent.name,
+    return {"model": recipe.checkpoint["checkpoint"],
             "paper": header["paper"], "kwargs": header["kwargs"], "data": test.name,
             "shape": list(recipe.shape),
             "parameters": sum(p.numel() for p in recipe.model.parameters()),
@@ -141,7 +140,7 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
             "sampling": {name: described(value) for name, value in (recipe.quick(1) | options).items()
                          if not isinstance(value, Tensor)},
             "evaluations": evaluations[0] / n, "n": n, "seed": seed, "device": str(device),
-            "metrics": metrics, "sha256": sha256_of(path), "probes": probes}
+            "metrics": metrics, "sha256": recipe.checkpoint["sha256"], "probes": probes}
 
 
 def described(value: Any) -> Any:

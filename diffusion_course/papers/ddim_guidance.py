@@ -70,5 +70,4 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def noisy_classifier_loss(classifier: nn.Module, schedule: Schedule, x0: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy on images at all levels of noise (Dhariwal & Nichol sec. 4)."""
     t = schedule.draw(len(x0), device=x0.device)
-    alpha, sigma = schedule.at(t, x0)
-    return F.cross_entropy(classifier(alpha * x0 + sigma * randn_like(x0), t), label)
+    return F.cross_entropy(classifier(schedule.add_noise(x0, t, randn_like(x0)), t), label)

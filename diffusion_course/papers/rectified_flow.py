@@ -8,15 +8,17 @@ so that a single step will do.
 Scaled down: 32 x 32 images, thousands of pairs where the paper takes a million, an L2 loss for distillation.
 The paper's clock runs from noise (0) to data (1); ours runs the other way.
 """
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, stratified
+from ..diffusion.ode import velocity
 from ..diffusion.predictions import Flow
 from ..diffusion.random import rand
-from ..diffusion.samplers import euler_step, heun_step, sample
-from ..diffusion.schedules import Straight, broadcast
+from ..diffusion.samplers import euler_step, heun_step, sample, trajectory
+from ..diffusion.schedules import Straight
 from ..networks.unet import image_unet
 from ..recipe import Recipe, paper
 from . import ddpm
@@ -84,16 +86,10 @@ def budget(denoiser, x0: Tensor, noise: Tensor, steps: int = 100) -> dict[str, f
     def square(x):
         return x.square().flatten(1).sum(1).mean().item()
 
-    def velocity(x, t):
-        x0 = denoiser(x, t)
-        return (x - x0) / broadcast(t, x)                      # on a straight path x - x0 = t (noise - x0)
-
-    x, directions = noise, []
-    for t in torch.linspace(1, 0, steps + 1, device=x.device)[:-1]:
-        directions.append(velocity(x, t.expand(len(x))))
-        x = x - directions[-1] / steps
-    curvature = sum(square(noise - x - v) for v in directions) / steps
-    t = (torch.arange(len(x0), device=x.device) + 0.5) / len(x0)
-    crossing = square(noise - x0 - velocity(denoiser.add_noise(x0, t, noise), t))
-    return {"straight": square(noise - x0), "transport": square(noise - x), "curvature": curvature,
+    path = [noise, *trajectory(denoiser, noise, torch.linspace(1, 0, steps + 1), euler_step)]
+    moved = noise - path[-1]
+    curvature = sum(square(moved - steps * (a - b)) for a, b in pairwise(path)) / steps
+    t = (torch.arange(len(x0), device=x0.device) + 0.5) / len(x0)
+    crossing = square(noise - x0 - velocity(denoiser, denoiser.add_noise(x0, t, noise), t))
+    return {"straight": square(noise - x0), "transport": square(moved), "curvature": curvature,
             "crossing": crossing}

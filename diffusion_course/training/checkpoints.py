@@ -58,6 +58,13 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, header_of(file, path)
 
 
+def read_averaged(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The averaged weights, and the JSON, of a model checkpoint or of a training state."""
+    tensors, header = read(path)
+    part = "ema." if header.get("kind") == "state" else ""
+    return {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}, header
+
+
 def opened(path: str | Path):
     path = Path(path)
     if not path.is_file():
@@ -101,9 +108,7 @@ def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     The others, of what only the new model has, stay as they are.
     """
-    tensors, header = read(path)
-    part = "ema." if header.get("kind") == "state" else ""
-    tensors = {name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}
+    tensors, header = read_averaged(path)
     own = model.state_dict()
     fit = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     weights, total = (sum(own[name].numel() for name in names) for names in (fit, own))
@@ -121,7 +126,7 @@ def steps_in_all(header: dict[str, Any]) -> int:
 def identity(path: str | Path) -> dict[str, str]:
     """The name of a checkpoint, or of the run that it belongs to, and its SHA-256."""
     path = Path(path)
-    name = path.parent.name if path.stem in ("model", "state") else path.stem
+    name = path.resolve().parent.name if path.stem in ("model", "state") else path.stem
     return {"checkpoint": name, "sha256": download.sha256_of(path)}
 
 
@@ -231,9 +236,7 @@ def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     """The recipe of a model checkpoint or of a training state, with its averaged weights."""
-    tensors, header = read(path)
-    if header.get("kind") == "state":
-        tensors = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    tensors, header = read_averaged(path)
     recipe = rebuild(header, path)
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     load_weights(recipe.model, tensors, path)

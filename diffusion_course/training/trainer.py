@@ -3,6 +3,7 @@
 It knows nothing of diffusion.  Devices, mixed precision, gradient accumulation and several processes are
 accelerate's job; the order of things, the random numbers and what is saved are decided here.
 """
+import atexit
 import math
 import os
 import time
@@ -84,6 +85,8 @@ class Trainer:
                                        gradient_accumulation_steps=accumulate,
                                        log_with=tracker, project_dir=self.folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        if self.accelerator.num_processes > 1:                 # left open, its threads abort some exits
+            atexit.register(self.accelerator.state.destroy_process_group)
         recipe.model.to(self.device).train()
         for part in recipe.frozen:
             part.to(self.device)

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 from typer import BadParameter
-from typer.core import TyperCommand, TyperGroup
 
-from . import __version__, papers
+from .. import __version__, papers
+from .train import PLAIN, given, training
 
-PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 app = typer.Typer(name="diffusion-course", no_args_is_help=True, **PLAIN,
                   help="Diffusion models for images and videos, rebuilt paper by paper.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -22,7 +21,7 @@ SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++", "reverse-diffusion", 
 
 def stepper(sampler: str):
     """The step of that name, made afresh if it has a memory."""
-    from .diffusion import samplers, sde
+    from ..diffusion import samplers, sde
     made = {"dpm++": samplers.DPMSolver, "predictor-corrector": sde.predictor_corrector}
     name = f"{sampler.replace('-', '_')}_step"
     return made[sampler]() if sampler in made else getattr(samplers, name, None) or getattr(sde, name)
@@ -38,7 +37,7 @@ def say(facts: list[dict[str, Any]], as_json: bool, lines: Iterable[str]) -> Non
 @app.command("papers")
 def show_papers(as_json: Json = False):
     """List the papers that can be trained."""
-    from .training.shipped import SHIPPED
+    from ..training.shipped import SHIPPED
     rows = [{"paper": name, "citation": papers.citation(name),
              "checkpoint": name in SHIPPED} for name in papers.names()]
     width = max(len(row["paper"]) for row in rows)
@@ -53,7 +52,7 @@ def show_data(
         out: Annotated[Optional[Path], typer.Option(help="Write 64 items: .png, .gif, .mp4.")] = None,
         as_json: Json = False):
     """Fetch a data set if need be, and say what is in it."""
-    from .data import media, sources
+    from ..data import media, sources
 
     shape = sources.usual_shape(name)
     if out is not None:
@@ -75,7 +74,7 @@ def show_data(
 @app.command()
 def doctor(as_json: Json = False):
     """Check versions, device, memory, disk and data; say how to mend what fails."""
-    from .classroom.doctor import examine
+    from ..classroom.doctor import examine
     findings = [{"ok": ok, "found": found, "fix": fix} for ok, found, fix in examine()]
     say(findings, as_json, (f"OK    {row['found']}" if row["ok"] else
                             f"FAIL  {row['found']}\n      -> {row['fix']}" for row in findings))
@@ -86,7 +85,7 @@ def doctor(as_json: Json = False):
 def show_lessons(as_json: Json = False, markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of the README.")] = False):
     """List the lessons of the course, and say which are ready."""
-    from .classroom.curriculum import LESSONS, facts, markdown_table, text_table
+    from ..classroom.curriculum import LESSONS, facts, markdown_table, text_table
     say([facts(lesson) for lesson in LESSONS], as_json, [markdown_table() if markdown else text_table()])
 
 
@@ -97,111 +96,11 @@ def run_lesson(
         out: Annotated[Path, typer.Option(help="Folder of the executed notebook.")] = Path("runs/lessons"),
         timeout: Annotated[Optional[int], typer.Option(min=1, help="Seconds for each cell.")] = None):
     """Run a lesson's notebook without a browser, and keep its pictures as files."""
-    from .classroom.curriculum import find, notebook
-    from .classroom.runner import run
+    from ..classroom.curriculum import find, notebook
+    from ..classroom.runner import run
     print(run(notebook(find(lesson)), out, preset, timeout))
 
 
-# ---- train: one command per paper, its options made from the signature of its recipe
-
-def train_options(
-        preset: Annotated[Optional[str], typer.Option(help="smoke, laptop, t4; default: by device.")] = None,
-        steps: Annotated[Optional[int], typer.Option(min=1, help="Default: the preset's.")] = None,
-        batch_size: Annotated[Optional[int], typer.Option(min=1, help="Over all processes.")] = None,
-        lr: Annotated[Optional[float], typer.Option(help="Default: the preset's.")] = None,
-        data: Annotated[Optional[str], typer.Option(help="mnist, digits, or a folder of images.")] = None,
-        out: Annotated[Optional[Path], typer.Option(help="Folder of the run; default: runs/PAPER.")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if any.")] = False,
-        init: Annotated[Optional[str], typer.Option(help="Begin with the weights of this model.")] = None,
-        save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
-        accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
-        precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
-        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False, seed: int = 0,
-        tracker: Annotated[Optional[str], typer.Option(help="tensorboard or wandb.")] = None):
-    """The options that every paper has."""
-
-
-def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume, init,
-          save_and_sample_every, accumulate, precision, cpu, seed, tracker) -> None:
-    import torch
-
-    from .classroom.figures import loss_curve
-    from .training import checkpoints
-    from .training.runs import begin
-
-    if not papers.module(name).PRESETS:
-        raise BadParameter(f"{name} is training-free: it samples from the model of another paper")
-    out = out or Path("runs") / name
-    trainer, batches = begin(
-        name, out, preset, data, resume=resume, init=init, recipe=recipe_kwargs, cpu=cpu, seed=seed,
-        tracker=tracker, numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate,
-        precision=precision, save_every=save_and_sample_every, sample_every=save_and_sample_every)
-    if trainer.main:
-        if trainer.step:
-            print(f"going on from step {trainer.step} of {out}")
-        weights = sum(p.numel() for p in trainer.weights.values())
-        facts = trainer.facts
-        print(f"{name} ({facts['preset']}): {weights / 1e6:.2f} M weights, {trainer.total} steps of "
-              f"{facts['batch_size']} on {facts['data']}, {trainer.device}, {torch.get_num_threads()} "
-              f"threads -> {out}", flush=True)
-    for _ in trainer.run(batches, bar=True):
-        pass
-    trainer.accelerator.end_training()
-    if trainer.main:
-        loss_curve(trainer.losses, out / "loss.png")
-        card = checkpoints.write_card(out / "model.safetensors")
-        loss = trainer.summary()["metrics"]["loss"]
-        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\nmodel    "
-              f"{card.with_suffix('.safetensors')}\nsamples  {out / 'samples'}\nlosses   {out / 'loss.png'}")
-
-
-def given(**options) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def train_command(name: str) -> TyperCommand:
-    """The command of one paper: the common options and those of its recipe."""
-    from .recipe import Recipe
-    recipe = papers.module(name).recipe
-    kinds = {int: int, float: float, str: str, bool: bool, Recipe | None: str}     # a model has a name
-    common = list(inspect.signature(train_options).parameters.values())
-    taken = {p.name for p in common}
-    own = [inspect.Parameter(p.name, p.KEYWORD_ONLY, default=None, annotation=Annotated[
-               Optional[kinds[p.annotation]], typer.Option(help=f"Default: the preset's, else {p.default}.")])
-           for p in inspect.signature(recipe).parameters.values()
-           if p.name not in taken and p.annotation in kinds]
-
-    def command(**kwargs):
-        train(name, given(**{p.name: kwargs.pop(p.name) for p in own}), **kwargs)
-
-    command.__doc__ = f"Train {name}: {papers.citation(name)}"
-    command.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in common] + own)
-    command.__annotations__ = {p.name: p.annotation for p in (*common, *own)}
-    single = typer.Typer(**PLAIN)
-    single.command(name)(command)
-    return typer.main.get_command(single)
-
-
-class Papers(TyperGroup):
-    """A group with a subcommand per paper, imported only when it is asked for."""
-
-    def list_commands(self, ctx):
-        return papers.names()
-
-    def get_command(self, ctx, name):
-        return train_command(name) if name in papers.names() else None
-
-    def resolve_command(self, ctx, args):
-        if args and args[0] not in papers.names():
-            raise BadParameter(f"there is no paper {args[0]!r}; there are: {', '.join(papers.names())}", ctx,
-                               param_hint="PAPER")
-        return super().resolve_command(ctx, args)
-
-
-training = typer.Typer(cls=Papers, rich_markup_mode=None, help="Train a paper: train PAPER [options]; "
-                       "train PAPER --help lists the options of its recipe.", no_args_is_help=True)
-training.callback()(lambda: None)
 app.add_typer(training, name="train")
 
 
@@ -220,8 +119,8 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     """Draw samples from a checkpoint, a run or a paper's shipped checkpoint."""
     import torch
 
-    from .data import media
-    from .training.checkpoints import load_model, locate
+    from ..data import media
+    from ..training.checkpoints import load_model, locate
 
     if sampler not in (None, *SAMPLERS):
         raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
@@ -261,8 +160,8 @@ def evaluate(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     """Measure a model beside real data, and put it on a leaderboard."""
     import torch
 
-    from .evaluation import leaderboard, measure
-    from .training.checkpoints import locate
+    from ..evaluation import leaderboard, measure
+    from ..training.checkpoints import locate
 
     if sampler not in (None, *SAMPLERS):
         raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
@@ -280,13 +179,13 @@ def show_leaderboard(
         markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
         as_json: Json = False):
     """Show what was measured of every model, and what it cost."""
-    from .evaluation import leaderboard
+    from ..evaluation import leaderboard
 
     rows = leaderboard.read(board)
     if board is None and leaderboard.OWN.exists():
         rows += leaderboard.read(leaderboard.OWN)
     if plot is not None:
-        from .classroom.board import quality_against_compute
+        from ..classroom.board import quality_against_compute
         quality_against_compute(rows).save(plot)
     say(rows, as_json, [leaderboard.table(rows, markdown)])
 
