@@ -33,6 +33,7 @@ class Recipe:
     sample: Callable[..., Tensor]              # (noise, **options and cond) -> samples; latents stay latents
     shape: tuple[int, ...]                     # of one sample's noise
     data: str = "mnist"
+    item: tuple[int, ...] = ()                 # shape of one item of data; by default that of the noise
     autoencoder: nn.Module | None = None       # `draw` decodes with it; frozen
     frozen: tuple[nn.Module, ...] = ()         # what else must follow the model to the device
     ema: EMA | None = None                     # the average that is sampled; the trainer sets it
@@ -40,10 +41,19 @@ class Recipe:
     checkpoint: dict[str, str] | None = None   # where its weights come from: name and sha256 of the file
 
     def __post_init__(self):
+        self.item = self.item or self.shape
         if self.autoencoder is not None and self.autoencoder not in self.frozen:
             self.frozen = (*self.frozen, self.autoencoder)
         for part in self.frozen:
             part.eval().requires_grad_(False)
+
+    def takes(self, name: str) -> bool:
+        """Whether `sample` has an argument of that name."""
+        return name in inspect.signature(self.sample).parameters
+
+    def asked(self, batch: Batch) -> dict[str, Tensor]:
+        """What samples are asked for by items of data: their captions, or, of autoencoders, themselves."""
+        return {name: batch[name] for name in ("text", "x") if name in batch and self.takes(name)}
 
     def quick(self, n: int) -> dict[str, Any]:
         """Options for n samples soon: a paper's own quick sampler, or 50 DDIM steps; labels in turn."""

@@ -114,28 +114,36 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
            sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
            scale: Annotated[Optional[float], typer.Option(help="Guidance; 1 = none.")] = None,
            label: Annotated[Optional[int], typer.Option(help="The class; default: all in turn.")] = None,
+           text: Annotated[Optional[str], typer.Option(help="A caption; default: of test data.")] = None,
            seed: int = 0,
            out: Annotated[Optional[Path], typer.Option(help=".png, .gif, .mp4 or .npy.")] = None):
     """Draw samples from a checkpoint, a run or a paper's shipped checkpoint."""
     import torch
 
-    from ..data import media
-    from ..training.checkpoints import load_model, locate
+    from ..data import captions, media, sources
+    from ..training.checkpoints import load_model, locate, read_header
 
     if sampler not in (None, *SAMPLERS):
         raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
-    path = locate(what)
-    recipe = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
-    video = len(recipe.shape) == 4
+    path, device = locate(what), "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = load_model(path, device)
+    video = len(recipe.item) == 4
     out = media.check_format(out or ("samples.gif" if video else "samples.png"), video)
     classes = recipe.origin.kwargs.get("classes", 0)
-    if not classes and (label is not None or scale is not None):
+    if not classes and label is not None or not (classes or recipe.takes("text")) and scale is not None:
         raise BadParameter(f"{path} was trained without labels", param_hint="--label or --scale")
+    if text is not None and not recipe.takes("text"):
+        raise BadParameter(f"{path} was trained without captions", param_hint="--text")
     chosen = given(steps=steps, step=sampler and stepper(sampler), scale=scale)
     offered = set(inspect.signature(recipe.sample).parameters)
     if surplus := set(chosen) - offered:
         raise BadParameter(f"{recipe.origin.paper} does not let one choose the {' and '.join(surplus)}")
     options = recipe.quick(num) | chosen | ({"bar": True} if "bar" in offered else {})
+    if text is not None:
+        options["text"] = captions.tokens([text] * num).to(device)
+    elif recipe.takes("text") or recipe.takes("x"):            # captions, or images for an autoencoder
+        items = sources.load(read_header(path).get("data"), recipe.item, "test")[slice(num)]
+        options |= {name: value.to(device) for name, value in recipe.asked(items).items()}
     if label is not None:
         if not 0 <= label < classes:
             raise BadParameter(f"{label} must be in 0 ... {classes - 1}", param_hint="--label")

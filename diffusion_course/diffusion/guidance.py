@@ -121,6 +121,26 @@ class Clip(Guide):
         return x0.clamp(-self.limit, self.limit), v
 
 
+def dynamic_threshold(x0: Tensor, percentile: float = 0.995) -> Tensor:
+    """x0 [B, ...] in [-1, 1]: a sample whose percentile s of |x0| is over 1 is clipped to [-s, s] and divided
+    by s (Imagen sec. 2.3); the others are clipped."""
+    s = x0.abs().flatten(1).quantile(percentile, dim=1).clamp_min(1)           # [B]
+    s = s.reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s
+
+
+class DynamicThreshold(Guide):
+    """x0_hat squeezed into [-1, 1] sample by sample instead of cut off, so that guidance saturates less."""
+
+    def __init__(self, denoiser, percentile: float = 0.995):
+        super().__init__(denoiser)
+        self.percentile = percentile
+
+    def estimate(self, x, t, **cond):
+        x0, v = self.denoiser.estimate(x, t, **cond)
+        return dynamic_threshold(x0, self.percentile), v
+
+
 class ReconstructionGuidance(Guide):
     """Video Diffusion Models, eq. 7: pull x0 towards agreeing with what was observed of it.
 

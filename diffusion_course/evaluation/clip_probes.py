@@ -113,12 +113,13 @@ def readable(said: dict[str, Tensor], confidence: float = 0.9) -> Tensor:
 
 
 def caption_right(said: dict[str, Tensor], texts: Sequence[str]) -> Tensor:
-    """Whether each video shows what its caption says, the right digits in the right directions: [N] of bool.
+    """Whether each image or video shows what its caption says, the right digits going the right way.
 
-    A caption without directions is right when its digits are.
+    [N] of bool.  A caption without directions is right when its digits are.
     """
     right = []
-    for logits, text in zip(said["pairs"].unflatten(1, (10, 5)), texts):
+    shown = said["pairs"].unflatten(1, (10, 5)) if "pairs" in said else said["digits"][..., None]
+    for logits, text in zip(shown, texts):
         actors = parse(text)
         if all(actor.direction is None for actor in actors):
             logits, wanted = logits.amax(1), {actor.digit for actor in actors}

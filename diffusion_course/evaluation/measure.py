@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data import captions, sources
 from ..data.download import sha256_of
 from ..data.images import shuffled
-from ..layers.conditions import Doors
 from ..recipe import Recipe
 from ..training import checkpoints
 from . import tracking
@@ -42,15 +41,19 @@ def measure(x: Tensor, real: Tensor, other: Tensor, train: Tensor, texts: Sequen
         broken = (~x.isfinite().flatten(1).all(1)).sum().item()
         raise ValueError(f"{broken} of {len(x)} samples are not finite; look at them before measuring")
     if x.ndim == 4:
-        return images(x, real, other, train)
+        return images(x, real, other, train, texts, other_texts)
     return videos(x, real, other, train, texts, other_texts)
 
 
-def images(x: Tensor, real: Tensor, other: Tensor, train: Tensor) -> Metrics:
-    """How far from real images, how readable, how diverse, how near to what was trained on."""
+def images(x: Tensor, real: Tensor, other: Tensor, train: Tensor, texts: Sequence[str] = (),
+           other_texts: Sequence[str] = ()) -> Metrics:
+    """How far from real images, how readable, how diverse, how near to what was trained on, how obedient."""
     probe = load_probe("frame_probe")
     metrics, said, said_other = against(probe, x, real, other, train)
-    return metrics | {"readable": share(readable(said), readable(said_other))}
+    metrics["readable"] = share(readable(said), readable(said_other))
+    if texts:
+        metrics["caption"] = share(caption_right(said, texts), caption_right(said_other, other_texts))
+    return metrics
 
 
 def videos(x: Tensor, real: Tensor, other: Tensor, train: Tensor, texts: Sequence[str],
@@ -116,23 +119,23 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     options go to the recipe's `sample`; without any it is sampled quickly (50 DDIM steps where possible).
     """
     header, recipe = checkpoints.read_header(path), checkpoints.load_model(path, device)
-    test, train = (sources.load(header.get("data"), recipe.shape, split) for split in ("test", "train"))
+    test, train = (sources.load(header.get("data"), recipe.item, split) for split in ("test", "train"))
     if len(test) < 2 * n:
         raise ValueError(f"n={n} samples need 2 n test items, and {test.name} has {len(test)}; choose n up "
                          f"to {len(test) // 2}")
     probes = {probe: sha256_of(checkpoints.obtain(probe)) for probe in PROBES}
     real, other = (test[index] for index in shuffled(len(test), 0, 0)[:2 * n].split(n))
-    asked = other["text"] if takes_text(recipe) else None
+    asked = recipe.asked(other)
     with counted(recipe) as evaluations:
         x = drawn(recipe, n, seed, asked, **options)
-    texts = [] if asked is None else captions.words(asked)
+    texts = captions.words(asked["text"]) if "text" in asked else []
     known = train[shuffled(len(train), 0, 0)[:4 * n]]["x"]     # in no order: MNIST has writers in blocks
     metrics = measure(x, real["x"], other["x"], known, texts, texts)
     flops = training_flops(recipe, train[slice(2)])
     steps, batch_size = checkpoints.steps_in_all(header), header.get("batch_size", 0)
     return {"model": recipe.checkpoint["checkpoint"],
             "paper": header["paper"], "kwargs": header["kwargs"], "data": test.name,
-            "shape": list(recipe.shape),
+            "shape": list(recipe.item),
             "parameters": sum(p.numel() for p in recipe.model.parameters()),
             "training": {"steps": steps, "batch_size": batch_size, "flops": flops * steps * batch_size,
                          "minutes": header.get("minutes"), "device": header.get("device"),
@@ -148,22 +151,17 @@ def described(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else getattr(value, "__name__", type(value).__name__)
 
 
-def drawn(recipe: Recipe, n: int, seed: int, text: Tensor | None = None, **options) -> Tensor:
-    """n samples on the CPU, a batch at a time, from one seed."""
+def drawn(recipe: Recipe, n: int, seed: int, asked: dict[str, Tensor] | None = None, **options) -> Tensor:
+    """n samples on the CPU, a batch at a time, from one seed; asked has what each of them is asked for."""
     from tqdm import trange
 
     device, parts = next(recipe.model.parameters()).device, []
     for begin in trange(0, n, BATCH, desc="samples", unit="batch", leave=False):
         count = min(BATCH, n - begin)
-        cond = {} if text is None else {"text": text[begin:begin + count].to(device)}
+        cond = {name: value[begin:begin + count].to(device) for name, value in (asked or {}).items()}
         seed_here = seed * 1_000_003 + begin
         parts.append(recipe.draw(count, seed_here, **(recipe.quick(count) | cond | options)).cpu())
     return torch.cat(parts)
-
-
-def takes_text(recipe: Recipe) -> bool:
-    return any("text" in {*doors.tokens, *doors.embed}
-               for doors in recipe.model.modules() if isinstance(doors, Doors))
 
 
 @contextmanager

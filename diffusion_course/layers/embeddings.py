@@ -25,3 +25,14 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(sinusoidal(t * self.scale, self.dim))
+
+
+class LabelToken(nn.Embedding):
+    """A label [B] as a token [B, 1, dim], for the second door; label = classes is the null."""
+
+    def __init__(self, classes: int, dim: int):
+        super().__init__(classes + 1, dim)
+        self.dim = dim
+
+    def forward(self, label: Tensor) -> Tensor:
+        return super().forward(label)[:, None]

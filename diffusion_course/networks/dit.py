@@ -3,6 +3,7 @@ from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -22,20 +23,30 @@ def modulate(norm: nn.LayerNorm, h: Tensor, shift: Tensor, scale: Tensor) -> Ten
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-Zero (DiT sec. 3.2): h [B, F, N, D], e [B, 1 or F, 1, D] -> like h."""
+    """Transformer block with adaLN-Zero (DiT sec. 3.2): h [B, F, N, D], e [B, 1 or F, 1, D] -> like h.
+
+    Other blocks let the condition in elsewhere.  They have to say how many vectors modulate them, and whether
+    e and the tokens are put among the patches (in_context).
+    """
+
+    modulated, in_context = 6, False
 
     def __init__(self, dim: int, heads: int, layout: str, mlp_ratio: int = 4):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=not self.modulated, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=not self.modulated, eps=1e-6)
         self.attention, self.layout = Attention(dim, heads), LAYOUTS[layout]
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(approximate="tanh"),
                                  nn.Linear(mlp_ratio * dim, dim))
-        self.modulation = nn.Linear(dim, 6 * dim)
+        if self.modulated:
+            self.modulation = nn.Linear(dim, self.modulated * dim)
+
+    def start(self) -> None:
+        """As the identity."""
         nn.init.zeros_(self.modulation.weight), nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(e).chunk(6, dim=-1)
+    def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(e)).chunk(6, dim=-1)
         h = h + gate1 * self.attend(modulate(self.norm1, h, shift1, scale1))
         return h + gate2 * self.mlp(modulate(self.norm2, h, shift2, scale2))
 
@@ -45,29 +56,94 @@ class Block(nn.Module):
         return rearrange(self.attention(rearrange(h, self.layout)), back, b=b, f=f, n=n)
 
 
+class AdaLNBlock(Block):
+    """The same without gates, and so without a start as the identity."""
+
+    modulated = 4
+
+    def start(self):
+        pass
+
+    def forward(self, h, e, tokens=None):
+        shift1, scale1, shift2, scale2 = self.modulation(F.silu(e)).chunk(4, dim=-1)
+        h = h + self.attend(modulate(self.norm1, h, shift1, scale1))
+        return h + self.mlp(modulate(self.norm2, h, shift2, scale2))
+
+
+class InContextBlock(Block):
+    """An ordinary block: the time and the tokens [B, L, D] are among the patches in h."""
+
+    modulated, in_context = 0, True
+
+    def start(self):
+        pass
+
+    def forward(self, h, e, tokens=None):
+        h = h + self.attend(self.norm1(h))
+        return h + self.mlp(self.norm2(h))
+
+
+class CrossAttentionBlock(Block):
+    """An ordinary block that, in between, attends to the time and the tokens [B, L, D]."""
+
+    modulated = 0
+
+    def __init__(self, dim: int, heads: int, layout: str, mlp_ratio: int = 4):
+        super().__init__(dim, heads, layout, mlp_ratio)
+        self.norm, self.cross = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
+
+    def start(self):
+        pass
+
+    def forward(self, h, e, tokens=None):
+        h = h + self.attend(self.norm1(h))
+        seen = rearrange(among(h, e, tokens), "b f l d -> (b f) l d")
+        h = h + self.cross(rearrange(self.norm(h), "b f n d -> (b f) n d"), seen).reshape(h.shape)
+        return h + self.mlp(self.norm2(h))
+
+
+BLOCKS = {"adaln_zero": Block, "adaln": AdaLNBlock, "cross_attention": CrossAttentionBlock,
+          "in_context": InContextBlock}
+
+
+def among(h: Tensor, e: Tensor, tokens: Tensor | None) -> Tensor:
+    """e [B, 1 or F, 1, D] and the tokens [B, L, D], if any, for each frame of h: [B, F, 1 + L, D]."""
+    e = e.expand(-1, h.shape[1], -1, -1)
+    return e if tokens is None else torch.cat([e, tokens[:, None].expand(-1, h.shape[1], -1, -1)], dim=2)
+
+
 class DiT(nn.Module):
-    """x [B, C, (F,) H, W], t [B] or [B, F], conditions through the first and third door -> like x.
+    """x [B, C, (F,) H, W], t [B] or [B, F], named conditions -> like x.
 
     patch    frames, height and width of a token
     layouts  which tokens attend to one another, block by block, repeated to the depth
+    block    how the condition enters: a class of BLOCKS, or one like them
+    embed, tokens, stack   the three doors for conditions, see layers/conditions.py
     """
 
     def __init__(self, channels: int = 1, out_channels: int | None = None, dim: int = 64, depth: int = 4,
                  heads: int = 4, patch: tuple[int, int, int] = (1, 4, 4),
-                 layouts: tuple[str, ...] = ("space",),
+                 layouts: tuple[str, ...] = ("space",), block: type[Block] = Block,
                  embed: dict[str, Callable[[int], nn.Module]] | None = None,
-                 stack: dict[str, int] | None = None):
+                 tokens: dict[str, nn.Module] | None = None, stack: dict[str, int] | None = None):
         super().__init__()
-        self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, stack=stack)
+        self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, tokens, stack)
+        self.block = block
         numel = patch[0] * patch[1] * patch[2]
         self.patchify = nn.Linear((channels + sum(self.doors.stack.values())) * numel, dim)
         self.embed_time = ScalarEmbedding(dim)
-        self.blocks = nn.ModuleList([Block(dim, heads, layout) for layout in islice(cycle(layouts), depth)])
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.modulation = nn.Linear(dim, 2 * dim)              # the final adaLN
+        self.blocks = nn.ModuleList([block(dim, heads, layout) for layout in islice(cycle(layouts), depth)])
+        self.norm = nn.LayerNorm(dim, elementwise_affine=not block.modulated, eps=1e-6)
+        self.modulation = nn.Linear(dim, 2 * dim) if block.modulated else None      # the final adaLN
         self.out = nn.Linear(dim, (out_channels or channels) * numel)
+        self.apply(xavier)
+        for linear in (self.embed_time.mlp[0], self.embed_time.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+        for each in self.blocks:                               # zeros last, or they would be drawn over
+            each.start()
         for last in (self.modulation, self.out):
-            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+            if last is not None:
+                nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         self.doors.check(cond)
@@ -84,21 +160,38 @@ class DiT(nn.Module):
         h = h + position(h.shape[1], height, x.shape[-1] // pw, h.shape[-1], h.device)
         e = self.doors.added(self.embed_time(t if t.ndim == 1 else t[:, ::pf]), cond)
         # [B, 1 or F, 1, D], not per token
-        e = nn.functional.silu(e[:, None, None] if e.ndim == 2 else e[:, :, None])
+        e = e[:, None, None] if e.ndim == 2 else e[:, :, None]
+        tokens, places = self.doors.attended(cond), h.shape[2]                 # [B, L, D]
+        if self.block.in_context:
+            h = torch.cat([h, among(h, e, tokens)], dim=2)     # [B, F, N + 1 + L, D]
         for block in self.blocks:
-            h = block(h, e)
-        h = self.out(modulate(self.norm, h, *self.modulation(e).chunk(2, dim=-1)))
+            h = block(h, e, tokens)
+        h = h[:, :, :places]
+        if self.modulation is None:
+            h = self.out(self.norm(h))
+        else:
+            h = self.out(modulate(self.norm, h, *self.modulation(F.silu(e)).chunk(2, dim=-1)))
         out = rearrange(h, "b f (h w) (c pf ph pw) -> b c (f pf) (h ph) (w pw)",
                         h=height, pf=pf, ph=ph, pw=pw)
         return out if x.ndim == 5 else out[:, :, 0]
 
 
-def position(frames: int, height: int, width: int, dim: int, device=None) -> Tensor:
-    """Sinusoidal position of every token, [F, H W, D].
+def xavier(module: nn.Module) -> None:
+    """Start of every linear layer, and of every table of labels (DiT's released code)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
 
-    Half the channels are for time, a quarter for each axis of space.
+
+def position(frames: int, height: int, width: int, dim: int, device=None) -> Tensor:
+    """Sinusoidal position of every token, [F, H W, D]: half the channels for each axis of space.
+
+    In a video the time is added, over all channels; an image has none.
     """
-    axes = [torch.arange(n, device=device) for n in (frames, height, width)]
-    f, h, w = torch.meshgrid(*axes, indexing="ij")
-    parts = [sinusoidal(f, dim // 2), sinusoidal(h, dim // 4), sinusoidal(w, dim // 4)]
-    return rearrange(torch.cat(parts, dim=-1), "f h w d -> f (h w) d")
+    h, w = torch.meshgrid(*[torch.arange(n, device=device) for n in (height, width)], indexing="ij")
+    space = torch.cat([sinusoidal(h, dim // 2), sinusoidal(w, dim // 2)], dim=-1).flatten(0, 1)
+    time = sinusoidal(torch.arange(frames, device=device), dim)[:, None]       # [F, 1, D]
+    return space + time if frames > 1 else space[None]

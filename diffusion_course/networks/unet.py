@@ -66,49 +66,56 @@ class UNet(nn.Module):
     """x [B, C, (F,) H, W], t [B] or [B, F], named conditions -> [B, out_channels, (F,) H, W].
 
     multipliers  width of each level over `width`; every level halves the resolution
-    units        units per level on the way down; one more on the way up
+    units        units per level on the way down, one number or one for each; one more on the way up
     attend       at which levels pixels attend to one another and to the tokens
     patch        fold patches of patch x patch pixels into channels first (1: the papers' network)
+    efficient    halve before the units of a level and double after them, skips by 1/sqrt(2) (Imagen app. B)
     embed, tokens, stack   the three doors for conditions, see layers/conditions.py
     temporal     fills the time slot of every unit: channels -> Temporal
     """
 
     def __init__(self, channels: int = 1, out_channels: int | None = None, width: int = 32,
-                 multipliers: tuple[int, ...] = (1, 2, 4), units: int = 1,
+                 multipliers: tuple[int, ...] = (1, 2, 4), units: int | tuple[int, ...] = 1,
                  attend: tuple[bool, ...] = (False, True, True), heads: int = 4, dropout: float = 0.0,
-                 patch: int = 1, embed: dict[str, Callable[[int], nn.Module]] | None = None,
+                 patch: int = 1, efficient: bool = False,
+                 embed: dict[str, Callable[[int], nn.Module]] | None = None,
                  tokens: dict[str, nn.Module] | None = None, stack: dict[str, int] | None = None,
                  temporal: Callable[[int], Temporal] | None = None):
         super().__init__()
-        if len(attend) != len(multipliers):
-            raise ValueError(f"attend={attend} needs one entry for each of the {len(multipliers)} levels of "
-                             f"multipliers={multipliers}")
+        units = (units,) * len(multipliers) if isinstance(units, int) else units
+        for name, value in ("attend", attend), ("units", units):
+            if len(value) != len(multipliers):
+                raise ValueError(f"{name}={value} needs one entry for each of the {len(multipliers)} levels "
+                                 f"of multipliers={multipliers}")
         if width < 8 or width % 8:
             raise ValueError(f"width={width} must be a multiple of 8 (the groups of its normalisation)")
         dim, widths = 4 * width, [width * m for m in multipliers]
         self.doors = Doors(dim, embed, tokens, stack)
-        self.channels, self.patch, self.factor = channels, patch, patch * 2 ** (len(widths) - 1)
+        halvings = len(widths) - (not efficient)
+        self.channels, self.patch, self.factor = channels, patch, patch * 2**halvings
+        self.skip_scale = 0.5**0.5 if efficient else 1.0
 
         def unit(c_in, c_out, attend):
             return Unit(c_in, c_out, dim, attend, heads, self.doors.token_dim, dropout)
 
         self.embed_time = ScalarEmbedding(dim)
         self.conv_in = nn.Conv2d((channels + sum(self.doors.stack.values())) * patch**2, width, 3, padding=1)
-        self.down, self.up, skips, c = nn.ModuleList(), nn.ModuleList(), [width], width
+        self.down, self.up, c = nn.ModuleList(), nn.ModuleList(), width
+        skips = [] if efficient else [width]
         for level, w in enumerate(widths):
-            for _ in range(units):
-                self.down.append(unit(c, w, attend[level]))
-                skips.append(c := w)
-            if level < len(widths) - 1:
+            if level or efficient:
                 self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
                 skips.append(c)
+            for _ in range(units[level]):
+                self.down.append(unit(c, w, attend[level]))
+                skips.append(c := w)
         self.middle = nn.ModuleList([unit(c, c, True), unit(c, c, False)])
         for level, w in reversed(list(enumerate(widths))):
-            for _ in range(units + 1):
+            for _ in range(units[level] + 1):
                 self.up.append(unit(c + skips.pop(), w, attend[level]))
                 c = w
-            if level:
-                self.up.append(Upsample(c, c := widths[level - 1]))
+            if level or efficient:
+                self.up.append(Upsample(c, c := widths[max(level - 1, 0)]))
         self.out = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(),
                                  nn.Conv2d(c, (out_channels or channels) * patch**2, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight), nn.init.zeros_(self.out[-1].bias)
@@ -151,7 +158,7 @@ class UNet(nn.Module):
             h = layer(h, e, frames, tokens)
         for layer in self.up:
             if isinstance(layer, Unit):
-                h = layer(torch.cat([h, skips.pop()], dim=1), e, frames, tokens)
+                h = layer(torch.cat([h, self.skip_scale * skips.pop()], dim=1), e, frames, tokens)
             else:
                 h = layer(h)
         return unfold_frames(F.pixel_shuffle(self.out(h), self.patch), like=x)

@@ -33,9 +33,9 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     plan = replace(module.PRESETS[preset], **(numbers or {}))
     torch.manual_seed(seed)
     made = module.recipe(**with_parts(module, {**plan.recipe, **(recipe or {})}))
-    data = data or (None if made.data in ("mnist", "moving_mnist") else made.data)
+    data = data or (None if made.data == "mnist" else made.data)
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
-        source = sources.load(data, made.shape)
+        source = sources.load(data, made.item)
     check(made, source)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
@@ -44,7 +44,9 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(init))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)
-    trainer.sample_options = made.quick(trainer.samples)
+    asked = {name: value.to(trainer.device) for name, value in
+             made.asked(source[slice(trainer.samples)]).items()}
+    trainer.sample_options = made.quick(trainer.samples) | asked
     if begun:
         try:
             trainer.resume()
@@ -66,9 +68,12 @@ def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def check(recipe: Recipe, source: Any) -> None:
     """A ValueError unless the items of a data set are what the recipe makes."""
-    if tuple(source.shape) != tuple(recipe.shape):
+    if tuple(source.shape) != tuple(recipe.item):
         raise ValueError(f"{source.name} holds items of {list(source.shape)}, but {recipe.origin.paper} "
-                         f"makes samples of {list(recipe.shape)}; choose other --data")
+                         f"makes samples of {list(recipe.item)}; choose other --data")
+    if recipe.takes("text") and "text" not in source[slice(1)]:
+        raise ValueError(f"{recipe.origin.paper} learns from captions, and {source.name} has none; choose "
+                         "--data moving_mnist")
     classes = recipe.origin.kwargs.get("classes")
     labels = getattr(source, "labels", None)
     if classes and (labels is None or labels.max() >= classes):

@@ -159,10 +159,9 @@ def test_a_model_of_captions_is_asked_for_those_of_real_clips():
     denoiser = Denoiser(net, linear_beta(10), Epsilon())
     recipe = Recipe(denoiser, lambda batch: denoiser.loss(batch["x"], text=batch["text"]),
                     lambda noise, text: denoiser(noise, torch.ones(len(noise)), text=text), (1, 4, 8, 8))
-    assert measure.takes_text(recipe) and not measure.takes_text(ddpm.recipe(width=8))
     texts = [f"a {digit} moves up" for digit in ("one", "two", "six")] * 30
     with measure.counted(recipe) as evaluations:
-        x = measure.drawn(recipe, 90, seed=0, text=tokens(texts))
+        x = measure.drawn(recipe, 90, 0, recipe.asked({"text": tokens(texts), "label": torch.arange(90)}))
     assert net.asked == texts and evaluations == [90] and x.shape == (90, 1, 4, 8, 8)
     with measure.counted(recipe) as evaluations:
         pass

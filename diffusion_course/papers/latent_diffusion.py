@@ -1,0 +1,66 @@
+"""High-Resolution Image Synthesis with Latent Diffusion Models.  Rombach et al., 2021.  arXiv:2112.10752
+
+Let a frozen autoencoder take away the detail that costs many bits and means little; diffuse the small latents
+that are left.  Any condition enters as tokens that every place of the latent may attend to.
+
+Scaled down: 32 x 32 images, latents of 4 x 8 x 8, captions of 21 words, read by a transformer of two layers
+that learns with the network.  Left out: the feed-forward layer behind each cross-attention.
+"""
+import torch
+
+from ..diffusion.denoiser import Denoiser, stratified
+from ..diffusion.guidance import CFG, drop_condition
+from ..diffusion.predictions import Epsilon
+from ..diffusion.random import randn_like
+from ..diffusion.samplers import ddim_step, sample
+from ..diffusion.schedules import linear_beta
+from ..layers.embeddings import LabelToken
+from ..networks.text import TextEncoder
+from ..networks.unet import UNet, image_unet
+from ..recipe import Preset, Recipe, paper
+
+PRESETS = {
+    "smoke": Preset(steps=40, batch_size=32, recipe={"width": 32, "autoencoder": "vae-mm"}),
+    "laptop": Preset(steps=4000, batch_size=64, recipe={"autoencoder": "vae-mm"}),
+    "t4": Preset(steps=30_000, batch_size=128, lr=1e-3, recipe={"width": 128, "autoencoder": "vae-mm"}),
+}
+
+
+@paper
+def recipe(width: int = 64, autoencoder: Recipe | None = None, channels: int = 1, size: int = 32,
+           classes: int = 0, words: int = 21, length: int = 12) -> Recipe:
+    """Images for captions of at most `length` of so many `words`, or with classes > 0 for a `label`.
+
+    Without an autoencoder it works on pixels.
+    """
+    first = autoencoder and autoencoder.model.autoencoder      # frozen, as all of autoencoder is
+    shape = autoencoder.shape if first else (channels, size, size)
+    name, null = ("label", torch.tensor(classes)) if classes else ("text", torch.zeros(length).long())
+    tokens = LabelToken(classes, 64) if classes else TextEncoder(64, words, length)
+    if first:
+        deep = shape[1] > 8                                    # 8 x 8 latents leave room for two levels
+        net = UNet(shape[0], width=width, multipliers=(1, 2, 2) if deep else (1, 2),
+                   attend=(False, True, True) if deep else (True, True), tokens={name: tokens})
+    else:
+        net = image_unet(channels, width=width, tokens={name: tokens})
+    schedule = linear_beta()
+    denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
+
+    def loss(batch):                                           # eq. 3
+        with torch.no_grad():
+            z = first.encode(batch["x"], randn_like) if first else batch["x"]
+        return denoiser.loss(z, **drop_condition({name: batch[name]}, {name: null}, p=0.1))
+
+    def guided(noise, cond, steps, step, scale, bar):
+        cond = null.to(noise.device).expand(len(noise), *null.shape) if cond is None else cond
+        guide = CFG(denoiser, scale, {name: null}) if scale != 1 else denoiser
+        return sample(guide, noise, steps, step, bar, **{name: cond})
+
+    def draw_text(noise, text=None, steps=50, step=ddim_step, scale=3.0, bar=False):
+        return guided(noise, text, steps, step, scale, bar)
+
+    def draw_label(noise, label=None, steps=50, step=ddim_step, scale=3.0, bar=False):
+        return guided(noise, label, steps, step, scale, bar)
+
+    return Recipe(denoiser, loss, draw_label if classes else draw_text, shape, autoencoder=first,
+                  data="mnist" if classes else "moving_mnist", item=(channels, size, size))
