@@ -21,7 +21,7 @@ from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, lr=1e-3, recipe={"dim": 64, "depth": 2}),
-    "laptop": Preset(steps=3000, batch_size=64, lr=1e-3),
+    "laptop": Preset(steps=3000, batch_size=32, lr=1e-3),
     "t4": Preset(steps=30_000, batch_size=128, lr=5e-4, recipe={"dim": 256, "depth": 8}),
 }
 

@@ -28,7 +28,7 @@ from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=16, recipe={"width": 16}),
-    "laptop": Preset(steps=2000, batch_size=64),
+    "laptop": Preset(steps=1500, batch_size=32),
     "t4": Preset(steps=20_000, batch_size=128, lr=1e-3, recipe={"width": 64}),
 }
 
@@ -65,7 +65,7 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
         return total
 
     def draw(noise, text=None, steps=32, step=ddim_step, scale=3.0, noised=0.2, threshold=DynamicThreshold,
-             bar=False):
+             small=None, bar=False):                           # small: what to enlarge instead of the base's
         text = null.to(noise.device).expand(len(noise), *null.shape) if text is None else text
 
         def run(denoiser, noise, **cond):
@@ -73,7 +73,7 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
             guided = threshold(guided) if threshold else guided
             return sample(guided, noise, steps, step, bar, text=text, **cond)
 
-        x = run(base, noise)
+        x = run(base, noise) if small is None else small
         for denoiser, size in zip(enlarge, sizes[1:]):
             level = noise.new_full((len(x),), noised * augment)
             x = run(denoiser, torch.randn(len(x), channels, size, size).to(x), **degraded(schedule, x, level))

@@ -21,13 +21,13 @@ from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, recipe={"width": 32, "autoencoder": "vae-mm"}),
-    "laptop": Preset(steps=4000, batch_size=64, recipe={"autoencoder": "vae-mm"}),
+    "laptop": Preset(steps=2500, batch_size=64, recipe={"autoencoder": "vae-mm"}),
     "t4": Preset(steps=30_000, batch_size=128, lr=1e-3, recipe={"width": 128, "autoencoder": "vae-mm"}),
 }
 
 
 @paper
-def recipe(width: int = 64, autoencoder: Recipe | None = None, channels: int = 1, size: int = 32,
+def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1, size: int = 32,
            classes: int = 0, words: int = 21, length: int = 12) -> Recipe:
     """Images for captions of at most `length` of so many `words`, or with classes > 0 for a `label`.
 

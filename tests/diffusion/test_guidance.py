@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from conftest import Gaussian, Toy
@@ -8,10 +9,12 @@ from diffusion_course.diffusion.guidance import (
     CFG,
     ClassifierGuidance,
     Clip,
+    DynamicThreshold,
     Guide,
     ReconstructionGuidance,
     Retimed,
     drop_condition,
+    dynamic_threshold,
 )
 from diffusion_course.diffusion.predictions import Clean, Epsilon, Flow, V
 from diffusion_course.diffusion.samplers import ancestral_step, ddim_step, heun_step, noise_of, sample
@@ -163,8 +166,44 @@ def test_a_guide_passes_the_learned_variance_on():
     denoiser = Denoiser(Two(), cosine_beta(100), Epsilon(), learned_variance=True)
     x, t, label = torch.randn(2, 1, 4, 4), torch.tensor([0.5, 0.2]), torch.tensor([1, 2])
     v = denoiser.estimate(x, t, label=label)[1]
-    for guide in (Guide(denoiser), Clip(denoiser), CFG(denoiser, 2.0, NULL)):
+    for guide in (Guide(denoiser), Clip(denoiser), DynamicThreshold(denoiser), CFG(denoiser, 2.0, NULL)):
         torch.testing.assert_close(guide.estimate(x, t, label=label)[1], v)
+
+
+# ---- thresholds that move
+
+def test_what_is_within_limits_stays():
+    x0 = torch.rand(3, 1, 8, 8) * 2 - 1
+    assert torch.equal(dynamic_threshold(x0), x0)
+    x0[1, 0, 2, 3] = 40.0                                      # one of 64 is over: under the 0.9 percentile
+    assert torch.equal(dynamic_threshold(x0, 0.9), x0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("percentile", [0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 3, 2, 4, 4)])
+def test_a_dynamic_threshold_is_a_percentile_of_each_sample(shape, percentile):
+    scale = torch.tensor([0.2, 1.0, 3.0, 50.0]).reshape(4, *[1] * (len(shape) - 1))
+    x0 = scale * torch.randn(shape)
+    found = dynamic_threshold(x0, percentile)
+    for x, y in zip(x0.numpy(), found):
+        s = max(1.0, np.quantile(abs(x), percentile))
+        torch.testing.assert_close(y, torch.from_numpy(np.clip(x, -s, s) / s), rtol=1e-5, atol=1e-6)
+    assert found.abs().max() == 1 and (found[3].abs() == 1).float().mean() < 1.1 * (1 - percentile) + 0.02
+
+
+def test_dynamic_thresholds_and_guidance_nest():
+    denoiser = Denoiser(Net(), Cosine(), V())
+    x, t, label = torch.randn(2, 1, 4, 4), torch.tensor([0.9, 0.5]), torch.tensor([3, 4])
+    guided = CFG(denoiser, 5.0, NULL)(x, t, label=label)
+    assert guided.abs().amax((1, 2, 3)).min() > 1.5
+    outside = DynamicThreshold(CFG(denoiser, 5.0, NULL), 0.8)
+    torch.testing.assert_close(outside(x, t, label=label), dynamic_threshold(guided, 0.8))
+    inside = CFG(DynamicThreshold(denoiser, 0.8), 5.0, NULL)
+    each = [dynamic_threshold(denoiser(x, t, label=y), 0.8) for y in (label, torch.zeros(2))]
+    torch.testing.assert_close(inside(x, t, label=label), each[1] + 5 * (each[0] - each[1]))
+    drawn = sample(outside, torch.randn(2, 1, 4, 4), 4, label=label)
+    assert drawn.isfinite().all() and drawn.abs().max() <= 1
+    torch.testing.assert_close(outside.add_noise(x, t, x), denoiser.add_noise(x, t, x))
 
 
 # ---- a classifier

@@ -6,7 +6,7 @@ from torch import nn
 from diffusion_course.layers.attention import FrameAttention
 from diffusion_course.layers.embeddings import ScalarEmbedding
 from diffusion_course.layers.spacetime import Frames, TemporalConv
-from diffusion_course.networks.unet import UNet
+from diffusion_course.networks.unet import UNet, Unit, Upsample
 
 
 class Tokens(nn.Module):
@@ -28,7 +28,6 @@ def label(dim):
 
 def small(**kwargs):
     return wake(UNet(**{"width": 16, "multipliers": (1, 2), "attend": (False, True)} | kwargs)).eval()
-
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -170,7 +169,9 @@ def test_wrong_shapes_are_named(x, t, message):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    ({"width": 20}, "multiple of 8"), ({"width": -8}, "multiple of 8"), ({"attend": (True,)}, "attend=")])
+    ({"width": 20}, "multiple of 8"), ({"width": -8}, "multiple of 8"),
+    ({"attend": (True,)}, r"attend=\(True,\) needs one entry for each of the 2 levels"),
+    ({"units": (1, 1, 1)}, r"units=\(1, 1, 1\) needs one entry for each of the 2 levels")])
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)
@@ -194,3 +195,70 @@ def test_convolutions_are_channels_last():
     net = UNet(width=16)
     assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in net.modules()
                if isinstance(m, nn.Conv2d))
+
+
+def test_units_per_level():
+    """One more on the way up."""
+    for part, counts in (("down", (1, 3)), ("up", (2, 4))):
+        units = [m.channels for m in getattr(small(units=(1, 3)), part) if isinstance(m, Unit)]
+        assert (units.count(16), units.count(32)) == counts
+    one, two = (UNet(width=16, units=units).state_dict() for units in (2, (2, 2, 2)))
+    assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in two.items()}
+
+
+# ---- the efficient one (Imagen, app. B)
+
+@pytest.mark.parametrize("efficient, factor", [(False, 4), (True, 8)])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_efficient_one_halves_once_more(efficient, factor, patch):
+    net = small(multipliers=(1, 2, 2), attend=(False, False, True), units=(1, 1, 2), efficient=efficient,
+                patch=patch, out_channels=2)
+    factor *= patch
+    assert net.factor == factor
+    for shape in ((2, 1, factor, 2 * factor), (2, 1, 3, 2 * factor, factor)):
+        assert net(torch.randn(shape), torch.rand(2)).shape == (2, 2, *shape[2:])
+    with pytest.raises(ValueError, match=f"multiples of {factor}, got"):
+        net(torch.randn(2, 1, factor, 3 * factor // 2), torch.rand(2))
+    assert not UNet(width=16, efficient=True)(torch.randn(1, 1, 16, 16), torch.rand(1)).any()
+
+
+@pytest.mark.parametrize("efficient, scale, sizes", [(False, 1.0, [16, 8]), (True, 0.5**0.5, [8, 4])])
+def test_what_a_unit_on_the_way_up_gets(efficient, scale, sizes):
+    """What comes from below, and a skip from the way down, scaled; each skip once, the last one first."""
+    net, skips, taken, seen = small(efficient=efficient, units=2), [], [], []
+    for module in (net.conv_in, *net.down):
+        module.register_forward_hook(lambda module, args, out: skips.append(out))
+    for module in (*net.middle, *net.up):
+        module.register_forward_hook(lambda module, args, out: seen.append(out))
+    for module in net.up:
+        if isinstance(module, Unit):
+            module.register_forward_pre_hook(lambda module, args: taken.append((seen[-1], args[0])))
+    net(torch.randn(2, 1, 16, 16), torch.rand(2))
+    skips = skips[efficient:]                                  # at full resolution nobody takes one
+    assert len(taken) == len(skips) == 6 and sorted({skip.shape[-1] for skip in skips})[::-1] == sizes
+    for (below, got), skip in zip(taken, reversed(skips)):
+        torch.testing.assert_close(got, torch.cat([below, scale * skip], 1))
+
+
+@pytest.mark.parametrize("efficient, sizes", [(False, [16, 8]), (True, [8, 4])])
+def test_the_efficient_one_works_below_full_resolution(efficient, sizes):
+    net, seen = small(efficient=efficient), []
+    for module in net.modules():
+        if isinstance(module, Unit):
+            module.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
+    net(torch.randn(2, 1, 16, 16), torch.rand(2))
+    assert sorted(set(seen))[::-1] == sizes
+    assert isinstance(net.up[-1], Upsample) == efficient       # it doubles after the units of a level
+
+
+def test_the_efficient_one_reads_conditions_and_frames():
+    net = small(efficient=True, temporal=FrameAttention, embed={"noised": ScalarEmbedding},
+                stack={"small": 1})
+    x, t, noised, image = torch.randn(2, 1, 16, 16), torch.rand(2), torch.rand(2), torch.randn(2, 1, 4, 4)
+    out = net(x, t, noised=noised, small=image)
+    torch.testing.assert_close(net(x[:, :, None], t, noised=noised, small=image)[:, :, 0], out)
+    more = torch.tensor([0.0, 0.5])
+    for other in ({"noised": noised + more, "small": image},
+                  {"noised": noised, "small": image + more.view(2, 1, 1, 1)}):
+        change = (net(x, t, **other) - out).abs().amax((1, 2, 3))
+        assert change[0] < 1e-6 and change[1] > 1e-5
