@@ -36,6 +36,8 @@ SHIPPED = {
     "rectified_flow_distilled": Shipped("82862f0b5831670716d642e318296ec029f060139dc61fd448bcd34b57967246",
                                         "rectified_flow", {"teacher": "rectified_flow_2", "distill": True}),
     "edm": Shipped("dd7c7f403b7b5a70e48d4c717135adcebf8b8370270c3ea42cac00dbcf779fbf", "edm"),
+    "vae-mm": Shipped("91a39b68c8fde92e9175765039f5c394ada98b21ce674699f1057bea97c7e99b",
+                      "autoencoder_kl"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",

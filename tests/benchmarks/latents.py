@@ -1,10 +1,10 @@
-"""Pixels or latents, and how small: python tests/benchmarks/latents.py [--seconds 200] [--n 256].
+"""Pixels or latents, and how small: python tests/benchmarks/latents.py [--seconds 100] [--n 128].
 
 Frames of Moving MNIST with one digit.  Autoencoders that shrink each side 2, 4 and 8 times, trained for the
 same number of steps; then diffusion on pixels and on each of the three, with the same seconds of one core for
 each (processor time, so that other work does not count).  At last the latents of factor 4 at other scales
-than 1, for a third of the time.  Each row is written when it is finished, and what is there is not done again.
-About half an hour on one core.
+than 1, for a third of the time.  Each row is written when it is finished, and what is there is not done
+again.  About twenty minutes on one core.
 """
 import argparse
 import copy
@@ -53,9 +53,9 @@ def train_once(recipe, steps, path):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=200.0)
-    parser.add_argument("--steps", type=int, default=500, help="of the autoencoders")
-    parser.add_argument("--n", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("--steps", type=int, default=400, help="of the autoencoders")
+    parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--out", type=Path, help="default: data/results/latents.json")
     arguments = parser.parse_args()
     study = Study("latents", arguments.out, n=arguments.n, steps=arguments.steps, seconds=arguments.seconds)
