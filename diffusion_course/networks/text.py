@@ -94,14 +94,19 @@ class Projected(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A caption as one vector [B, dim], for the first door: {"text": lambda dim: Pooled(encoder, dim)}."""
+    """A caption as one vector [B, dim], for the first door: {"text": lambda dim: Pooled(encoder, dim)}.
 
-    def __init__(self, encoder: TextEncoder | Projected, dim: int):
+    shared   the encoder stands in the second door too, so that its weights are counted and saved there
+    """
+
+    def __init__(self, encoder: TextEncoder | Projected, dim: int, shared: bool = False):
         super().__init__()
-        self.encoder, self.out = encoder, nn.Linear(encoder.dim, dim)
+        self.out, self.encoder = nn.Linear(encoder.dim, dim), None if shared else encoder
+        self.other = (encoder,) if shared else ()              # in a tuple it is no part of this module
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.out(self.encoder.pooled(text))
+        encoder, = self.other or (self.encoder,)
+        return self.out(encoder.pooled(text))
 
 
 class PretrainedText(nn.Module):

@@ -9,6 +9,7 @@ Scaled down: 8 x 8 to 32 x 32 pixels, two stages or as many as `sizes` has; an e
 with the base, or, with text_dim, encodings of a frozen large one (PretrainedText).  All stages predict v on
 a cosine schedule and train at once, each with its own weights.  Left out: training on crops.
 """
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -42,7 +43,8 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
 
     def doors(**embed):                                        # attended to as tokens, added as one vector
         encoder = text()
-        return {"tokens": {"text": encoder}, "embed": {"text": lambda dim: Pooled(encoder, dim), **embed}}
+        pooled = partial(Pooled, encoder, shared=True)
+        return {"tokens": {"text": encoder}, "embed": {"text": pooled, **embed}}
 
     def stage(net):
         return Denoiser(net, schedule, V(), stratified(schedule))
