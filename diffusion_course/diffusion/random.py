@@ -34,6 +34,12 @@ def rows_of(start: int, total: int, generator: torch.Generator):
         _rows.reset(token)
 
 
+def leads() -> bool:
+    """Whether this is the first part of a batch, or all of it: for what counts batches, not their parts."""
+    rows = _rows.get()
+    return rows is None or rows.start == 0
+
+
 def _draw(make, shape: tuple[int, ...], device) -> Tensor:
     rows = _rows.get()
     if rows is None:

@@ -204,9 +204,10 @@ third = Exercise(
     prompt="Let L blocks share one linear layer: the modulation of block n is weight @ silu(e) + bias, "
            "worked out once, plus its own table[n]. h [B, N, D], e [B, D], weight [6 D, D], bias [6 D], "
            "table [L, 6, D] in the order shift, scale, gate, shift, scale, gate. To keep it short, "
-           "attention in block n is mix[n] @ x with mix [L, N, N], and the MLP is x @ mlp[n] with mlp "
-           "[L, D, D]. Return h after the last block (LayerNorm with eps 1e-6), and the share of parameters that is saved, "
-           "compared with a linear layer in each block; count 12 D^2 for attention and MLP of a real block.",
+           "attention in block n is mix[n] @ x with mix [L, N, N], and the MLP is x @ mlp[n] with mlp [L, "
+           "D, D]. Return h after the last block (LayerNorm with eps 1e-6), and the share of parameters "
+           "that is saved, compared with a linear layer in each block; count 12 D^2 for attention and MLP "
+           "of a real block.",
     hints=("shared = F.linear(F.silu(e), weight, bias) is [B, 6 D]. Reshape it to [B, 6, D], add table[n] in "
            "block n, and take the six apart.",
            "h = h + gate1 * (mix[n] @ (LN(h) * (1 + scale1) + shift1)), then the same with the other three "

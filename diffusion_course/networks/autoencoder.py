@@ -1,6 +1,6 @@
 """Autoencoders: pixels to a small, smooth latent and back; and the judge that keeps them sharp.
 
-A video is encoded frame by frame.  Half of the first halving of resolution is free: patches of 2 x 2 pixels
+A video is encoded frame by frame.  The first halving of the resolution loses nothing: patches of 2 x 2 pixels
 become channels.
 """
 from collections.abc import Callable
@@ -74,11 +74,12 @@ class Autoencoder(nn.Module):
     def moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents of images [B, C, H, W], not yet divided by std."""
         check(frames, self.channels, self.factor)
-        mean, logvar = self.encoder(frames).chunk(2, dim=1)
+        mean, logvar = self.encoder(frames).float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
+    @torch.no_grad()
     def encode(self, x: Tensor, randn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Latents of unit scale: the mean, or with randn, such as torch.randn_like, a sample."""
+        """Latents of unit scale, without gradient: the mean, or, with randn (torch.randn_like), a sample."""
         mean, logvar = self.moments(fold_frames(x)[0])
         z = mean if randn is None else mean + (logvar / 2).exp() * randn(mean)
         return unfold_frames(z / self.std, like=x)
@@ -86,6 +87,16 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Images or videos of latents of unit scale."""
         return unfold_frames(self.decoder(fold_frames(z)[0] * self.std), like=z)
+
+
+class Pixels(nn.Module):
+    """The autoencoder that does nothing, so that diffusion of pixels is latent diffusion, too."""
+
+    def encode(self, x: Tensor, randn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
 
 
 def check(frames: Tensor, channels: int, factor: int) -> None:

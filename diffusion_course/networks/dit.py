@@ -25,11 +25,12 @@ def modulate(norm: nn.LayerNorm, h: Tensor, shift: Tensor, scale: Tensor) -> Ten
 class Block(nn.Module):
     """Transformer block with adaLN-Zero (DiT sec. 3.2): h [B, F, N, D], e [B, 1 or F, 1, D] -> like h.
 
-    Other blocks let the condition in elsewhere.  They have to say how many vectors modulate them, and whether
-    e and the tokens are put among the patches (in_context).
+    Other blocks let the condition in elsewhere.  They say how many vectors modulate them, whether these start
+    as zero (and the block, with its gates shut, as the identity), whether they use tokens [B, L, D], and
+    whether these and e are put among the patches.
     """
 
-    modulated, in_context = 6, False
+    modulated, zero, uses_tokens, in_context = 6, True, False, False
 
     def __init__(self, dim: int, heads: int, layout: str, mlp_ratio: int = 4):
         super().__init__()
@@ -40,10 +41,6 @@ class Block(nn.Module):
                                  nn.Linear(mlp_ratio * dim, dim))
         if self.modulated:
             self.modulation = nn.Linear(dim, self.modulated * dim)
-
-    def start(self) -> None:
-        """As the identity."""
-        nn.init.zeros_(self.modulation.weight), nn.init.zeros_(self.modulation.bias)
 
     def forward(self, h: Tensor, e: Tensor, tokens: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(e)).chunk(6, dim=-1)
@@ -59,10 +56,7 @@ class Block(nn.Module):
 class AdaLNBlock(Block):
     """The same without gates, and so without a start as the identity."""
 
-    modulated = 4
-
-    def start(self):
-        pass
+    modulated, zero = 4, False
 
     def forward(self, h, e, tokens=None):
         shift1, scale1, shift2, scale2 = self.modulation(F.silu(e)).chunk(4, dim=-1)
@@ -73,10 +67,7 @@ class AdaLNBlock(Block):
 class InContextBlock(Block):
     """An ordinary block: the time and the tokens [B, L, D] are among the patches in h."""
 
-    modulated, in_context = 0, True
-
-    def start(self):
-        pass
+    modulated, zero, uses_tokens, in_context = 0, False, True, True
 
     def forward(self, h, e, tokens=None):
         h = h + self.attend(self.norm1(h))
@@ -86,14 +77,11 @@ class InContextBlock(Block):
 class CrossAttentionBlock(Block):
     """An ordinary block that, in between, attends to the time and the tokens [B, L, D]."""
 
-    modulated = 0
+    modulated, zero, uses_tokens = 0, False, True
 
     def __init__(self, dim: int, heads: int, layout: str, mlp_ratio: int = 4):
         super().__init__(dim, heads, layout, mlp_ratio)
         self.norm, self.cross = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
-
-    def start(self):
-        pass
 
     def forward(self, h, e, tokens=None):
         h = h + self.attend(self.norm1(h))
@@ -129,6 +117,9 @@ class DiT(nn.Module):
         super().__init__()
         self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, tokens, stack)
         self.block = block
+        if tokens and not block.uses_tokens:
+            raise ValueError(f"{block.__name__} has no use for the tokens {sorted(tokens)}; choose another "
+                             "block or the first door")
         numel = patch[0] * patch[1] * patch[2]
         self.patchify = nn.Linear((channels + sum(self.doors.stack.values())) * numel, dim)
         self.embed_time = ScalarEmbedding(dim)
@@ -139,9 +130,8 @@ class DiT(nn.Module):
         self.apply(xavier)
         for linear in (self.embed_time.mlp[0], self.embed_time.mlp[2]):
             nn.init.normal_(linear.weight, std=0.02)
-        for each in self.blocks:                               # zeros last, or they would be drawn over
-            each.start()
-        for last in (self.modulation, self.out):
+        shut = [each.modulation for each in self.blocks] if block.zero else []
+        for last in (*shut, self.modulation, self.out):        # zeros last, or xavier would draw over them
             if last is not None:
                 nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
 

@@ -1,6 +1,5 @@
 """Tokenizers: images and videos as a grid of whole numbers, which name the entries of a learned codebook."""
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -26,8 +25,9 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """index [B, H, W] of the codes nearest to z [B, D, H, W]."""
-        flat = rearrange(z, "b d h w -> (b h w) d")
-        distance = self.codes.square().sum(1) - 2 * flat @ self.codes.T        # and |z|^2, the same for all
+        flat = rearrange(z.float(), "b d h w -> (b h w) d")
+        with torch.autocast(z.device.type, enabled=False):     # half precision confuses neighbours
+            distance = self.codes.square().sum(1) - 2 * flat @ self.codes.T    # and |z|^2, the same for all
         return rearrange(distance.argmin(1), "(b h w) -> b h w", b=len(z), h=z.shape[2])
 
     def look_up(self, index: Tensor) -> Tensor:
@@ -44,16 +44,16 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def follow(self, z: Tensor, index: Tensor, z_q: Tensor) -> None:
         """Move each code to the running mean of those of z [N, D] that chose it; revive the dead."""
-        chose = F.one_hot(index, len(self.codes)).to(z)        # [N, K]
-        self.use.lerp_(chose.mean(0), 1 - self.decay)
-        self.sums.lerp_(chose.T @ z / len(z), 1 - self.decay)
+        share = z.new_full((len(z),), 1 / len(z))
+        self.use.lerp_(torch.zeros_like(self.use).index_add_(0, index, share), 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, index, z / len(z)), 1 - self.decay)
         alive = self.use > 0.02 / len(self.codes)
         error = (z - rearrange(z_q, "b d h w -> (b h w) d")).square().sum(1)
         worst = z[error.topk(min(len(z), len(self.codes))).indices]            # [K, D], if there are so many
         fresh = worst[(~alive).cumsum(0).sub(1).clamp(0, len(worst) - 1)]      # one for each that is dead
-        share = 1 / len(self.codes)                            # a revived code starts with an average one
-        self.sums.copy_(torch.where(alive[:, None], self.sums, share * fresh))
-        self.use.copy_(torch.where(alive, self.use, share))
+        even = 1 / len(self.codes)                             # a revived code starts with an average share
+        self.sums.copy_(torch.where(alive[:, None], self.sums, even * fresh))
+        self.use.copy_(torch.where(alive, self.use, even))
         self.codes.copy_(self.sums / self.use[:, None])
 
     def perplexity(self) -> Tensor:

@@ -18,6 +18,7 @@ from ..diffusion.schedules import linear_beta
 from ..layers.embeddings import LabelToken
 from ..networks.dit import BLOCKS, DiT
 from ..recipe import Preset, Recipe, paper
+from .autoencoder_kl import first_stage
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, lr=1e-3, recipe={"dim": 64, "depth": 2}),
@@ -35,8 +36,7 @@ def recipe(dim: int = 128, depth: int = 6, heads: int = 4, patch: int = 4, block
     """
     if block not in BLOCKS:
         raise ValueError(f"block={block!r} must be one of {', '.join(BLOCKS)}")
-    first = autoencoder and autoencoder.model.autoencoder
-    shape = autoencoder.shape if first else (channels, size, size)
+    first, shape, item = first_stage(autoencoder, (channels, size, size))
     kind, null = BLOCKS[block], {"label": torch.tensor(classes)}
     label = {"embed": {"label": lambda dim: nn.Embedding(classes + 1, dim)}} if kind.modulated else \
         {"tokens": {"label": LabelToken(classes, dim)}}
@@ -45,12 +45,11 @@ def recipe(dim: int = 128, depth: int = 6, heads: int = 4, patch: int = 4, block
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 
     def loss(batch):
-        with torch.no_grad():
-            z = first.encode(batch["x"], randn_like) if first else batch["x"]
+        z = first.encode(batch["x"], randn_like)
         return denoiser.loss(z, **drop_condition({"label": batch["label"]}, null, p=0.1))
 
     def draw(noise, label, steps=50, step=ddim_step, scale=1.0, bar=False):
         guide = CFG(denoiser, scale, null) if scale != 1 else denoiser
         return sample(guide, noise, steps, step, bar, label=label)
 
-    return Recipe(denoiser, loss, draw, shape, autoencoder=first, item=(channels, size, size))
+    return Recipe(denoiser, loss, draw, shape, autoencoder=first, item=item)

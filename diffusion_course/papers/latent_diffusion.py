@@ -18,6 +18,7 @@ from ..layers.embeddings import LabelToken
 from ..networks.text import TextEncoder
 from ..networks.unet import UNet, image_unet
 from ..recipe import Preset, Recipe, paper
+from .autoencoder_kl import first_stage
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, recipe={"width": 32, "autoencoder": "vae-mm"}),
@@ -33,22 +34,20 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
 
     Without an autoencoder it works on pixels.
     """
-    first = autoencoder and autoencoder.model.autoencoder      # frozen, as all of autoencoder is
-    shape = autoencoder.shape if first else (channels, size, size)
+    first, shape, item = first_stage(autoencoder, (channels, size, size))
     name, null = ("label", torch.tensor(classes)) if classes else ("text", torch.zeros(length).long())
     tokens = LabelToken(classes, 64) if classes else TextEncoder(64, words, length)
-    if first:
+    if autoencoder:
         deep = shape[1] > 8                                    # 8 x 8 latents leave room for two levels
         net = UNet(shape[0], width=width, multipliers=(1, 2, 2) if deep else (1, 2),
                    attend=(False, True, True) if deep else (True, True), tokens={name: tokens})
     else:
-        net = image_unet(channels, width=width, tokens={name: tokens})
+        net = image_unet(shape[0], width=width, tokens={name: tokens})
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 
     def loss(batch):                                           # eq. 3
-        with torch.no_grad():
-            z = first.encode(batch["x"], randn_like) if first else batch["x"]
+        z = first.encode(batch["x"], randn_like)
         return denoiser.loss(z, **drop_condition({name: batch[name]}, {name: null}, p=0.1))
 
     def guided(noise, cond, steps, step, scale, bar):
@@ -63,4 +62,4 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
         return guided(noise, label, steps, step, scale, bar)
 
     return Recipe(denoiser, loss, draw_label if classes else draw_text, shape, autoencoder=first,
-                  data="mnist" if classes else "moving_mnist", item=(channels, size, size))
+                  data="mnist" if classes else "moving_mnist", item=item)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..diffusion.random import leads
 from ..networks.autoencoder import PatchDiscriminator
 from ..networks.tokens import VQAutoencoder
 from ..recipe import Preset, Recipe, paper
@@ -45,12 +46,13 @@ class FirstStage(nn.Module):
         real, fake = self.judge(x), self.judge(x_hat.detach())
         seen = functional_call(self.judge, frozen, x_hat)      # its gradient reaches x_hat, not the judge
         features = sum((a.detach() - b).abs().mean() for a, b in zip(real[:-1], seen[:-1]))
-        distance = (x - x_hat).abs().mean() + self.perceptual * features
+        distance = (x - x_hat).abs().float().mean() + self.perceptual * features
         judged = -seen[-1].mean()
         hinge = (F.relu(1 - real[-1]).mean() + F.relu(1 + fake[-1]).mean()) / 2
         heard = (self.calls >= self.start).to(x)
-        self.calls += self.training
-        balance = self.adversarial * self.balance(distance, judged) if self.adversarial else 0.0
+        self.calls += self.training and leads()
+        learning = self.adversarial and torch.is_grad_enabled()
+        balance = self.adversarial * self.balance(distance, judged) if learning else 0.0
         return distance + heard * (balance * judged + hinge)
 
     def balance(self, distance: Tensor, judged: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, latent: int = 8, 
 
     def loss(batch):
         x = batch["x"]
-        z = autoencoder.encoder(x)
+        z = autoencoder.encoder(x).float()
         z_q, _ = autoencoder.codebook(z)
         stay = F.mse_loss(z, z_q.detach())                     # eq. 4, without the codes' own term
         return model.loss(x, autoencoder.decoder(z_q)) + commitment * stay

@@ -1,4 +1,4 @@
-"""What makes a diffusion transformer work: python tests/benchmarks/transformers.py [--steps 700] [--n 512].
+"""What makes a diffusion transformer work: python tests/benchmarks/transformers.py [--steps 500] [--n 512].
 
 Digits of 16 x 16 pixels.  Four ways for the condition to get in (DiT sec. 3.2), two seeds each; patches of 8,
 4 and 2 pixels by depths of 2, 4 and 8, against compute; and a U-Net of about the compute of the largest of
@@ -44,7 +44,7 @@ def held_out(recipe, test):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--out", type=Path, help="default: data/results/transformers.json")
     arguments = parser.parse_args()

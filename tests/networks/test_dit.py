@@ -269,7 +269,6 @@ def test_time_and_label_are_among_the_patches_and_taken_out_again():
     torch.testing.assert_close(seen[2], net.norm(h[:, :, :16]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="adaLN blocks drop what comes through the second door")
 def test_tokens_that_no_block_looks_at_are_refused():
     with pytest.raises(ValueError, match="tokens"):
         DiT(dim=32, tokens={"label": LabelToken(10, 32)})

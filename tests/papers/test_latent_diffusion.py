@@ -45,21 +45,23 @@ def test_it_trains_and_draws_and_leaves_the_autoencoder_alone(first, latent, cla
     assert torch.tensor(losses).isfinite().all()
     assert all(torch.equal(x, before[name]) for name, x in first.model.state_dict().items())
     still = {name for name, p in recipe.model.named_parameters() if torch.equal(p, weights[name])}
+    if classes:                                                # one token gets all attention, whoever asks
+        still = {name for name in still if "tokens.norm" not in name and "tokens.attention.q" not in name}
     assert not still
     assert not any(name.startswith("autoencoder") for name in recipe.model.state_dict())
     if latent:
         auto = first.model.autoencoder
         assert recipe.autoencoder is auto and not auto.training
         assert all(p.grad is None and not p.requires_grad for p in auto.parameters())
-    x = recipe.draw(2, seed=0, steps=2, **recipe.quick(2) | {"steps": 2})
+    x = recipe.draw(2, seed=0, **recipe.quick(2) | {"steps": 2})
     assert x.shape == (2, 1, 16, 16) and x.isfinite().all() and not x.requires_grad
 
 
 def test_a_batch_can_be_learnt_by_heart(first):
     recipe, known = latent_diffusion.recipe(**TINY, autoencoder=first), batch(2)
-    known = {name: x.repeat_interleave(16, 0) for name, x in known.items()}
-    losses = [p.loss for p in Trainer(recipe, warmup=1, lr=4e-3).run([known] * 24, 24)]
-    assert losses[0] == pytest.approx(1, abs=0.1) and sum(losses[-4:]) / 4 < 0.6
+    known = {name: x.repeat_interleave(8, 0) for name, x in known.items()}
+    losses = [p.loss for p in Trainer(recipe, warmup=1, lr=8e-3).run([known] * 20, 20)]
+    assert losses[0] == pytest.approx(1, abs=0.2) and sum(losses[-4:]) / 4 < 0.75
 
 
 def test_what_is_diffused_is_a_sample_of_unit_scale(first):
@@ -92,7 +94,8 @@ def test_a_tenth_of_the_conditions_are_dropped(name, classes, null):
 
 
 @pytest.mark.parametrize("name, classes, cond, null", [
-    ("text", 0, TEXT, torch.zeros(2, 12).long()), ("label", 10, torch.tensor([3, 4]), torch.tensor([10, 10]))])
+    ("text", 0, TEXT, torch.zeros(2, 12).long()),
+    ("label", 10, torch.tensor([3, 4]), torch.tensor([10, 10]))])
 def test_samples_are_guided_and_without_a_condition_they_are_not(name, classes, cond, null):
     recipe, noise = latent_diffusion.recipe(**TINY, classes=classes), torch.randn(2, 1, 16, 16)
     wake(recipe.model)
@@ -128,14 +131,12 @@ def test_small_latents_have_room_for_two_levels(size, factor, levels):
     assert latent_diffusion.recipe(width=8, size=size, autoencoder=auto).model.net.factor == 2**(levels - 1)
 
 
-@pytest.mark.xfail(strict=True, reason="size and channels are those of the arguments, whatever made the latents")
 def test_items_are_what_the_autoencoder_was_made_for():
     auto = autoencoder_kl.recipe(width=8, size=16, channels=3)
     recipe = latent_diffusion.recipe(width=8, autoencoder=auto)
     assert recipe.shape == (4, 4, 4) and recipe.item == (3, 16, 16)
 
 
-@pytest.mark.xfail(strict=True, reason="it fails, but far from here and with another error")
 def test_an_autoencoder_that_makes_no_latents_is_refused():
     for other in (vqgan.recipe(width=8, size=16), latent_diffusion.recipe(**TINY)):
         with pytest.raises(ValueError, match="autoencoder"):
