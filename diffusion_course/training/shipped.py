@@ -38,6 +38,8 @@ SHIPPED = {
     "edm": Shipped("dd7c7f403b7b5a70e48d4c717135adcebf8b8370270c3ea42cac00dbcf779fbf", "edm"),
     "vae-mm": Shipped("91a39b68c8fde92e9175765039f5c394ada98b21ce674699f1057bea97c7e99b",
                       "autoencoder_kl"),
+    "img-mm": Shipped("12f9127b6f3bb94eed9ea2f334b5cda4ae61a8ffb9888f83ebe9d832fbf0a74e",
+                      "latent_diffusion", {"autoencoder": "vae-mm"}),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
