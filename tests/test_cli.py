@@ -21,10 +21,12 @@ from conftest import wake
 
 from diffusion_course import __version__, cli, papers
 from diffusion_course.classroom import doctor
-from diffusion_course.data import mnist
+from diffusion_course.data import mnist, sources
+from diffusion_course.data.captions import tokens
 from diffusion_course.diffusion.ema import EMA
 from diffusion_course.evaluation import leaderboard
-from diffusion_course.papers import ddpm, video_diffusion_models
+from diffusion_course.papers import autoencoder_kl, ddpm, latent_diffusion, video_diffusion_models
+from diffusion_course.recipe import Recipe
 from diffusion_course.training import checkpoints
 from diffusion_course.training.state import read_log
 
@@ -438,6 +440,53 @@ def test_videos():
     assert "x.png: videos can be written as .gif, .mp4, .npy" in line
 
 
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """A model of captions, awake."""
+    recipe = latent_diffusion.recipe(width=8, size=16)
+    wake(recipe.model)
+    path = tmp_path_factory.mktemp("captioned") / "model.safetensors"
+    return checkpoints.save_model(path, recipe, data="moving_digits")
+
+
+def test_captions(captioned):
+    args = [captioned, "--num", 3, "--steps", 2]
+    seven, two = (drawn(*args, "--text", text) for text in ("a seven", "a two and an eight"))
+    assert seven.shape == (3, 1, 16, 16) and not np.allclose(seven, two, atol=1e-4)
+    recipe = checkpoints.load_model(captioned)
+    expected = recipe.draw(3, 0, text=tokens(["a seven"] * 3), steps=2)
+    np.testing.assert_allclose(seven, expected, atol=1e-4)
+    texts = sources.load("moving_digits", (1, 16, 16), "test")[slice(3)]["text"]
+    by_default = recipe.draw(3, 0, text=texts, steps=2)        # those of test data
+    np.testing.assert_allclose(drawn(*args), by_default, atol=1e-4)
+    assert not np.allclose(drawn(*args, "--text", "a seven", "--scale", 1), seven, atol=1e-4)
+    assert "--text" in done("sample", "--help")
+
+
+@pytest.mark.parametrize("args, code, message", [
+    (["--text", "a seventeen"], 1, "'seventeen' in 'a seventeen' is not one of the words"),
+    (["--text", " ".join(["a"] * 13)], 1, "has 13 words; a caption has 12 at most"),
+    (["--label", "3"], 2, "was trained without labels")])
+def test_captions_that_cannot_be_drawn(captioned, args, code, message):
+    assert message in fails("sample", captioned, *args, code=code)
+
+
+def test_captions_mean_nothing_to_a_model_without(plain, awake):
+    for path in (plain, awake):
+        assert "was trained without captions" in fails("sample", path, "--text", "a seven", code=2)
+
+
+def test_an_autoencoder_draws_test_images_as_it_sees_them():
+    path = checkpoints.save_model("auto.safetensors", autoencoder_kl.recipe(width=8, size=16),
+                                  data="moving_digits")
+    x, auto = drawn(path, "--num", 3), checkpoints.load_model(path).model.autoencoder
+    shown = sources.load("moving_digits", (1, 16, 16), "test")[slice(3)]["x"]
+    np.testing.assert_allclose(x, auto.decode(auto.encode(shown)).detach(), atol=1e-4)
+    assert "autoencoder_kl does not let one choose the steps" in fails("sample", path, "--steps", 2, code=2)
+    for args in (["--scale", 2], ["--label", 1], ["--text", "a seven"]):
+        assert "was trained without" in fails("sample", path, *args, code=2)
+
+
 def test_what_a_recipe_does_not_offer_cannot_be_chosen(monkeypatch, tmp_path):
     recipe = ddpm.recipe(width=8, size=16)
     path = checkpoints.save_model("one_step.safetensors", recipe)
@@ -453,7 +502,6 @@ def test_more_steps_than_the_schedule_has(labelled):
 
 
 def test_formats_are_refused_before_sampling(plain, monkeypatch):
-    from diffusion_course.recipe import Recipe
     monkeypatch.setattr(Recipe, "draw", lambda *args, **kwargs: pytest.fail("it began to sample"))
     for name in ("x.gif", "x.mp4", "x.jpg", "x"):
         assert f"{name}: images can be written as .png, .npy" in fails("sample", plain, "--out", name, code=1)
@@ -570,3 +618,17 @@ def test_a_model_is_taught_by_another(tmp_path, monkeypatch):
     message = fails("train", "rectified_flow", *TINY, "--out", "runs/wider", "--teacher", "runs/teacher",
                     "--width", 16, code=1)
     assert "its pupil would be a rectified_flow with {'width': 16" in message
+
+
+def test_latents_are_those_of_a_model_that_was_trained_first(monkeypatch):
+    monkeypatch.setattr(Recipe, "quick", lambda self, n: {"steps": 2} if self.takes("steps") else {})
+    tiny = "--preset smoke --steps 2 --batch-size 4 --width 8 --size 16 --data moving_digits --cpu".split()
+    done("train", "autoencoder_kl", *tiny, "--out", "runs/first")
+    done("train", "latent_diffusion", *tiny, "--out", "runs/second", "--autoencoder", "runs/first")
+    header = checkpoints.read_header("runs/second/model.safetensors")
+    assert header["kwargs"]["autoencoder"] == checkpoints.identity("runs/first/model.safetensors")
+    assert Path("runs/first/samples/step_000002.png").exists()
+    assert drawn("runs/second", "--num", 2, "--steps", 2, "--text", "a two").shape == (2, 1, 16, 16)
+    message = fails("train", "latent_diffusion", *tiny, "--data", "digits", "--autoencoder", "runs/first",
+                    "--out", "runs/third", code=1)
+    assert "latent_diffusion learns from captions, and digits has none; choose --data moving_mnist" in message

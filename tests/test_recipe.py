@@ -113,3 +113,24 @@ def test_quick_options_are_a_papers_own_unless_those_are_slow():
         assert slow.quick(3) == {"steps": 50, "step": ddim_step}
     labels = ddim_guidance.recipe(width=8).quick(12)["label"]
     assert labels.tolist() == [*range(10), 0, 1]
+
+
+def test_items_are_like_noise_unless_it_says_otherwise():
+    recipe = latent_recipe(Autoencoder())
+    assert recipe.item == recipe.shape == (2, 4, 4)
+    other = Recipe(nn.Linear(1, 1), None, None, (2, 4, 4), item=(1, 16, 16))
+    assert other.item == (1, 16, 16) and other.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("sample, asked", [
+    (lambda noise: noise, set()), (lambda noise, text=None: noise, {"text"}),
+    (lambda noise, x=None: noise, {"x"}), (lambda noise, label, text: noise, {"text"}),
+    (lambda noise, **cond: noise, set())])
+def test_what_items_of_data_ask_for(sample, asked):
+    """Captions, and images for those that draw them again; labels come in turn."""
+    recipe = Recipe(nn.Linear(1, 1), None, sample, (1,))
+    batch = {"x": torch.randn(2, 1), "text": torch.ones(2, 3), "label": torch.zeros(2), "starts": None}
+    found = recipe.asked(batch)
+    assert set(found) == asked and all(found[name] is batch[name] for name in found)
+    assert recipe.asked({"label": torch.zeros(2)}) == {}
+    assert {name for name in batch if recipe.takes(name)} - {"label"} == asked

@@ -2,8 +2,9 @@
 arXiv:2205.11487
 
 Divide the work by resolution: a small model draws what the text says on few pixels, another enlarges it.  The
-second learns from small images as imperfect as those it will get, and is told how imperfect they are.  Strong
-guidance needs thresholds that move.
+second learns from small images as imperfect as those it will get, and is told how imperfect they are.
+Strong guidance needs thresholds that move (DynamicThreshold); the default is a fixed one, since a black
+background is at the end of its range, and would turn grey.
 
 Scaled down: 8 x 8 to 32 x 32 pixels, two stages or as many as `sizes` has; an encoder of captions that learns
 with the base, or, with text_dim, encodings of a frozen large one (PretrainedText).  All stages predict v on
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Denoiser, stratified
-from ..diffusion.guidance import CFG, DynamicThreshold, drop_condition
+from ..diffusion.guidance import CFG, Clip, drop_condition
 from ..diffusion.predictions import V
 from ..diffusion.random import rand, randn_like
 from ..diffusion.samplers import ddim_step, sample
@@ -66,8 +67,8 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
             total = total + denoiser.loss(large, **degraded(schedule, small, level), **text)
         return total
 
-    def draw(noise, text=None, steps=32, step=ddim_step, scale=3.0, noised=0.2, threshold=DynamicThreshold,
-             small=None, bar=False):                           # small: what to enlarge instead of the base's
+    def draw(noise, text=None, steps=32, step=ddim_step, scale=2.0, noised=0.2, threshold=Clip, small=None,
+             bar=False):                                       # small: what to enlarge instead of the base's
         text = null.to(noise.device).expand(len(noise), *null.shape) if text is None else text
 
         def run(denoiser, noise, **cond):

@@ -40,6 +40,8 @@ SHIPPED = {
                       "autoencoder_kl"),
     "img-mm": Shipped("12f9127b6f3bb94eed9ea2f334b5cda4ae61a8ffb9888f83ebe9d832fbf0a74e",
                       "latent_diffusion", {"autoencoder": "vae-mm"}),
+    "dit-class": Shipped("9a5fa5465f546c564d20e5df1f5d18814e8edb2ba1188784843a1b7e09d03c41",
+                         "dit"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",

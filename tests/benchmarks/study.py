@@ -59,9 +59,10 @@ class Eye:
         return row
 
 
-def drawn(recipe, n, seed=0, batch=128, **cond):
-    """n samples; cond has what each is asked for."""
-    parts = [{name: value[i:i + batch] for name, value in cond.items()} for i in range(0, n, batch)]
+def drawn(recipe, n, seed=0, batch=128, **options):
+    """n samples; tensors among the options have what each is asked for."""
+    parts = [{name: value[i:i + batch] if isinstance(value, torch.Tensor) else value
+              for name, value in options.items()} for i in range(0, n, batch)]
     return torch.cat([recipe.draw(min(batch, n - batch * i), seed + i, **part)
                       for i, part in enumerate(parts)])
 

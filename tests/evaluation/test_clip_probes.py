@@ -126,6 +126,16 @@ def test_a_caption_is_right_when_all_of_it_is(pairs, text, right):
     assert found.tolist() == [True, right]
 
 
+@pytest.mark.parametrize("digits, text, right", [
+    ([7], "a seven", True), ([6], "a seven", False), ([], "a seven", False), ([7, 2], "a seven", False),
+    ([7, 2], "a two and a seven", True), ([7], "a two and a seven", False),
+    ([7], "a seven and a seven", True), ([8, 0], "a zero and an eight", True)])
+def test_a_caption_of_a_frame_is_right_when_its_digits_are(digits, text, right):
+    said = torch.full((2, 10), -3.0)
+    said[0, 1], said[1, digits] = 3.0, 3.0
+    assert caption_right({"digits": said}, ["a one", text]).tolist() == [True, right]
+
+
 @pytest.mark.parametrize("p, count, good", [
     ({3: 0.95}, 1, True), ({3: 0.85}, 1, False), ({}, 1, False), ({3: 0.95, 4: 0.95}, 1, False),
     ({3: 0.95, 4: 0.95}, 2, True), ({3: 0.95}, 2, True), ({3: 0.95, 4: 0.6}, 2, False),

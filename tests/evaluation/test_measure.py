@@ -14,7 +14,7 @@ from diffusion_course.evaluation import clip_probes, corrupt, measure
 from diffusion_course.evaluation.clip_probes import FrameProbe, VideoProbe, caption_right, look
 from diffusion_course.evaluation.frechet import frechet_distance
 from diffusion_course.layers.conditions import Doors
-from diffusion_course.papers import ddpm, video_diffusion_models
+from diffusion_course.papers import autoencoder_kl, ddpm, latent_diffusion, video_diffusion_models
 from diffusion_course.recipe import Recipe
 from diffusion_course.training import checkpoints
 
@@ -77,8 +77,9 @@ def test_frozen_and_flickering_clips_are_told_from_moving_ones(untrained):
     assert wild["jump"]["value"] > 2 * wild["jump"]["real"]
 
 
-def test_a_caption_that_was_not_asked_for_is_wrong(untrained, monkeypatch):
-    (real, other, train), texts = data("videos")
+@pytest.mark.parametrize("kind", ["images", "videos"])
+def test_a_caption_that_was_not_asked_for_is_wrong(untrained, monkeypatch, kind):
+    (real, other, train), _ = data(kind)
     monkeypatch.setattr(measure, "caption_right",
                         lambda said, asked: torch.tensor([text == "yes" for text in asked]))
     metric = measure.measure(other, real, other, train, ["yes"] * 6 + ["no"] * 18, ["yes"] * N)["caption"]
@@ -130,6 +131,42 @@ def test_a_row_of_a_video_model(untrained, offline, tmp_path):
     assert row["data"] == "moving_digits" and row["shape"] == [1, 8, 16, 16] and row["evaluations"] == 4
     assert {"frechet", "runs", "flips", "motion", "frame_frechet"} <= set(row["metrics"])
     assert "caption" not in row["metrics"]
+
+
+def test_a_row_of_an_autoencoder_is_of_the_images_it_was_shown(untrained, offline, tmp_path, monkeypatch):
+    recipe, seen, drawn = autoencoder_kl.recipe(width=8, size=16), [], measure.drawn
+
+    def spy(*args, **options):
+        seen.append((args[3]["x"], drawn(*args, **options)))
+        return seen[0][1]
+
+    monkeypatch.setattr(measure, "drawn", spy)
+    row = measure.evaluate(saved(tmp_path, recipe, "moving_digits"), n=70)     # more than are drawn at a time
+    shown, x = seen[0]
+    assert row["shape"] == [1, 16, 16] and row["data"] == "moving_digits" and row["sampling"] == {}
+    assert shown.shape == x.shape == (70, 1, 16, 16)
+    auto = checkpoints.load_model(tmp_path / "mine.safetensors").model.autoencoder
+    torch.testing.assert_close(x, auto.decode(auto.encode(shown)), rtol=1e-4, atol=1e-4)
+    metrics = measure.measure(x, *[shown] * 3)
+    assert row["metrics"]["readable"]["value"] == metrics["readable"]["value"]
+    assert "caption" not in row["metrics"]
+
+
+def test_a_row_of_a_latent_model_of_captions(untrained, offline, tmp_path, monkeypatch):
+    """Its items are images, though it draws latents; and it is asked for captions of other items."""
+    first = autoencoder_kl.recipe(width=8, size=16)
+    path = checkpoints.save_model(tmp_path / "runs/first/model.safetensors", first)
+    first, obtain = checkpoints.load_model(path), checkpoints.obtain
+    monkeypatch.setattr(checkpoints, "obtain", lambda slug: path if slug == "first" else obtain(slug))
+    recipe, asked = latent_diffusion.recipe(width=8, autoencoder=first), []
+    monkeypatch.setattr(measure, "caption_right", lambda said, texts: asked.append(texts) or
+                        torch.tensor([text.startswith("a") for text in texts]))
+    row = measure.evaluate(saved(tmp_path, recipe, "moving_digits"), n=6, steps=2)
+    assert row["shape"] == [1, 16, 16] and row["evaluations"] == 2 * 2         # with and without the caption
+    assert row["kwargs"]["autoencoder"] == first.checkpoint
+    assert row["parameters"] == sum(p.numel() for p in recipe.model.parameters())
+    assert len(asked) == 2 and asked[0] == asked[1] and len(set(asked[0])) > 2
+    assert row["metrics"]["caption"] == {"value": 1.0, "real": 1.0, "spread": 0.0}
 
 
 def test_more_samples_than_there_are_real_items(untrained, offline, tmp_path):

@@ -111,6 +111,10 @@ def test_pooled_is_the_mean_of_the_words():
     torch.testing.assert_close(text.pooled(TOKENS), torch.stack([out[0, :3].mean(0), out[1].mean(0)]))
     pooled = Pooled(text, 10)
     torch.testing.assert_close(pooled(TOKENS), pooled.out(text.pooled(TOKENS)))
+    shared = Pooled(text, 10, shared=True)                     # it counts and keeps its own layer only
+    assert set(shared.state_dict()) == {"out.weight", "out.bias"}
+    shared.out.load_state_dict(pooled.out.state_dict())
+    torch.testing.assert_close(shared(TOKENS), pooled(TOKENS))
 
 
 def test_gradients_reach_every_weight():

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from diffusion_course.data import sources
+from diffusion_course.data.captions import words
+from diffusion_course.papers import autoencoder_kl
+from diffusion_course.training import checkpoints, runs
+
+SMALL = {"width": 16, "size": 16, "autoencoder": None}
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFUSION_COURSE_OFFLINE", "1")
+    monkeypatch.delenv("DIFFUSION_COURSE_DATA", raising=False)
+
+
+def begin(name, recipe, data="moving_digits", **options):
+    return runs.begin(name, "run", "smoke", data, cpu=True, recipe=recipe, numbers={"batch_size": 4},
+                      samples=5, **options)
+
+
+def test_an_autoencoder_is_shown_images_of_its_data_and_draws_them():
+    trainer, batches = begin("autoencoder_kl", {"width": 8, "size": 16})
+    recipe, source = trainer.recipe, sources.load("moving_digits", (1, 16, 16))
+    assert recipe.shape == (4, 4, 4) and batches[0]["x"].shape == (4, 1, 16, 16)
+    assert set(trainer.sample_options) == {"x"}
+    torch.testing.assert_close(trainer.sample_options["x"], source[slice(5)]["x"])
+    x = recipe.draw(5, seed=0, **trainer.sample_options)
+    auto = recipe.model.autoencoder
+    torch.testing.assert_close(x, auto.decode(auto.encode(source[slice(5)]["x"])))
+
+
+def test_a_model_of_captions_is_asked_for_those_of_its_data():
+    trainer, _ = begin("latent_diffusion", SMALL)
+    source = sources.load("moving_digits", (1, 16, 16))
+    assert {"text", "steps", "step"} == set(trainer.sample_options)
+    assert torch.equal(trainer.sample_options["text"], source[slice(5)]["text"])
+    assert all(text.startswith("a") and "moves" not in text for text in words(source[slice(5)]["text"]))
+
+
+def test_data_are_asked_for_in_the_shape_of_items(tmp_path):
+    """Not in that of noise: latents, or the small images of a cascade."""
+    path = checkpoints.save_model(tmp_path / "auto.safetensors", autoencoder_kl.recipe(width=8, size=16))
+    trainer, batches = begin("latent_diffusion", {**SMALL, "autoencoder": str(path)})
+    assert trainer.recipe.shape == (4, 4, 4) and batches[0]["x"].shape == (4, 1, 16, 16)
+    assert trainer.recipe.origin.kwargs["autoencoder"].checkpoint == checkpoints.identity(path)
+    assert trainer.recipe.draw(5, **trainer.sample_options | {"steps": 1}).shape == (5, 1, 16, 16)
+
+
+def test_a_cascade_is_given_large_images_of_its_own_data():
+    trainer, batches = begin("imagen", {"sizes": (8, 16)}, data=None)
+    assert trainer.facts["data"] in ("moving_mnist", "moving_digits")
+    assert trainer.recipe.shape == (1, 8, 8) and batches[0]["x"].shape == (4, 1, 16, 16)
+    assert trainer.sample_options["text"].shape == (5, 12)
+
+
+@pytest.mark.parametrize("name, recipe, data, message", [
+    ("latent_diffusion", SMALL, "digits",
+     "latent_diffusion learns from captions, and digits has none; choose --data moving_mnist"),
+    ("imagen", {}, "digits", "imagen learns from captions, and digits has none"),
+    ("latent_diffusion", {**SMALL, "channels": 2}, "digits", "channels=2 must be 1 or 3"),
+    ("latent_diffusion", {**SMALL, "classes": 10}, "moving_digits", "moving_digits has no labels"),
+    ("dit", {"size": 16}, "moving_digits", "classes=10 does not fit the data: moving_digits has no labels")])
+def test_data_that_do_not_fit(name, recipe, data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        begin(name, recipe, data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_of_another_shape_are_refused():
+    class Wide:
+        name, shape = "wide", (1, 16, 32)
+
+    made = autoencoder_kl.recipe(width=8, size=16)
+    message = r"wide holds items of \[1, 16, 32\], but autoencoder_kl makes samples of \[1, 16, 16\]"
+    with pytest.raises(ValueError, match=message):
+        runs.check(made, Wide())
