@@ -42,6 +42,8 @@ SHIPPED = {
                       "latent_diffusion", {"autoencoder": "vae-mm"}),
     "dit-class": Shipped("9a5fa5465f546c564d20e5df1f5d18814e8edb2ba1188784843a1b7e09d03c41",
                          "dit"),
+    "vq-mm": Shipped("1d29f9591cc32299b708b5f1b7c5bf9c7d53378dd567a0d943dcfa74baaf72af",
+                     "vqgan"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
