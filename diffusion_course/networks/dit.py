@@ -167,7 +167,9 @@ class DiT(nn.Module):
 
 
 def xavier(module: nn.Module) -> None:
-    """Start of every linear layer, and of every table of labels (DiT's released code)."""
+    """Start of every linear layer and of every table of labels, unless it is frozen (DiT's released code)."""
+    if not all(p.requires_grad for p in module.parameters(recurse=False)):
+        return
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -58,7 +58,7 @@ class Codebook(nn.Module):
 
     def perplexity(self) -> Tensor:
         """How many codes would be in use, were all used equally: exp of the entropy of their use."""
-        p = self.use / self.use.sum()
+        p = self.use / self.use.sum().clamp_min(1e-9)
         return torch.special.entr(p).sum().exp()
 
 

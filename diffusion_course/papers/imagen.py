@@ -38,7 +38,10 @@ PRESETS = {
 @paper
 def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32), words: int = 21,
            length: int = 12, text_dim: int = 0, augment: bool = True) -> Recipe:
-    """A cascade for captions.  augment=False trains on clean small images, to see what that breaks."""
+    """A cascade for captions.  augment=False trains on clean small images, to see what that breaks.
+
+    The null caption is all padding: the token 0, or encodings of zeros.
+    """
     def text():
         return Projected(text_dim, 64) if text_dim else TextEncoder(64, words, length)
 
@@ -52,7 +55,8 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
 
     sizes, schedule = tuple(sizes), Cosine()
     null = torch.zeros(length, text_dim) if text_dim else torch.zeros(length).long()
-    base = stage(UNet(channels, width=3 * width // 2, multipliers=(1, 2), attend=(True, True), **doors()))
+    wider = 3 * width // 16 * 8                                # few pixels cost little
+    base = stage(UNet(channels, width=wider, multipliers=(1, 2), attend=(True, True), **doors()))
     enlarge = [stage(UNet(channels, width=width, multipliers=(1, 2, 2), units=(1, 1, 2), efficient=True,
                           attend=(False, False, True), stack={"small": channels},
                           **doors(noised=ScalarEmbedding))) for _ in sizes[1:]]
