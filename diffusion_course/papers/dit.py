@@ -3,7 +3,7 @@
 Cut the image into patches and let a plain transformer do what the U-Net did.  The condition scales and shifts
 the normalisations, and every block starts as the identity.  Quality follows compute.
 
-Scaled down: 32 x 32 pixels instead of latents (which an autoencoder brings back), 2 M weights.  Left out: the
+Scaled down: digits, as latents of 4 x 8 x 8 (without an autoencoder: as pixels), 2 M weights.  Left out: the
 learned variance.
 """
 import torch
@@ -20,10 +20,11 @@ from ..networks.dit import BLOCKS, DiT
 from ..recipe import Preset, Recipe, paper
 from .autoencoder_kl import first_stage
 
+LATENTS = {"autoencoder": "vae-mm", "patch": 2}
 PRESETS = {
-    "smoke": Preset(steps=40, batch_size=32, lr=1e-3, recipe={"dim": 64, "depth": 2}),
-    "laptop": Preset(steps=3000, batch_size=32, lr=1e-3),
-    "t4": Preset(steps=30_000, batch_size=128, lr=5e-4, recipe={"dim": 256, "depth": 8}),
+    "smoke": Preset(steps=40, batch_size=32, lr=1e-3, recipe=LATENTS | {"dim": 64, "depth": 2}),
+    "laptop": Preset(steps=3000, batch_size=64, lr=1e-3, recipe=LATENTS),
+    "t4": Preset(steps=30_000, batch_size=128, lr=5e-4, recipe=LATENTS | {"dim": 256, "depth": 8}),
 }
 
 
