@@ -325,7 +325,7 @@ def test_the_digits_stand_in_for_mnist():
 
 
 @pytest.mark.parametrize("args, message", [
-    (["nosuch"], "there is no paper 'nosuch'; there are: ddim_guidance, ddpm"),
+    (["nosuch"], "there is no paper 'nosuch'; there are: autoencoder_kl, ddim_guidance"),
     (["ddpm", "--nosuch"], "No such option: --nosuch"), (["ddpm", "--steps", "0"], "--steps"),
     (["ddpm", "--steps", "-3"], "--steps"), (["ddpm", "--steps", "x"], "--steps"),
     (["ddpm", "--batch-size", "0"], "--batch-size"), (["ddpm", "--accumulate", "0"], "--accumulate"),
@@ -514,7 +514,7 @@ def test_a_folder_that_cannot_be_written_to(plain):
 
 
 @pytest.mark.parametrize("what, message", [
-    ("nowhere", "'nowhere' is neither a checkpoint, nor the folder of a run, nor a paper (ddim"),
+    ("nowhere", "'nowhere' is neither a checkpoint, nor the folder of a run, nor a paper (autoencoder_kl"),
     ("nowhere.safetensors", "nowhere.safetensors: no such checkpoint"),
     (".", "model.safetensors: no such checkpoint"),
     ("runs/nowhere/model.safetensors", "runs/nowhere/model.safetensors: no such checkpoint")])

@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.ema import EMA
-from diffusion_course.diffusion.guidance import CFG, Clip, DynamicThreshold
+from diffusion_course.diffusion.guidance import CFG, Clip
 from diffusion_course.diffusion.samplers import sample
 from diffusion_course.diffusion.schedules import Cosine
 from diffusion_course.papers import imagen
@@ -200,7 +200,7 @@ def test_the_level_that_is_added_is_the_level_that_is_told(awake, monkeypatch):
     noise = torch.randn(2, 1, 4, 4)
     with torch.no_grad():
         x = awake.sample(noise, TEXT, steps=2, noised=0.3, scale=1)
-        base = sample(DynamicThreshold(awake.model[0]), noise, 2, text=TEXT)
+        base = sample(Clip(awake.model[0]), noise, 2, text=TEXT)
     assert x.shape == (2, 1, 16, 16) and [small.shape[-1] for small, _, _ in given] == [4, 8]
     torch.testing.assert_close(given[0][0], base)              # what the stage before drew
     for (_, level, made), calls, seen in zip(given, told, (stacked[:2], stacked[2:])):
