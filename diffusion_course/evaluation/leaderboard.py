@@ -61,7 +61,8 @@ def cells(row: Row) -> dict[str, str]:
     return {"model": row["model"], "data": f"{row['data']} {'x'.join(map(str, row['shape'][1:]))}",
             "weights": f"{row['parameters'] / 1e6:.2f} M",
             "training": f"{training['flops'] / 1e15:.2f} PFLOP, {minutes}".removesuffix(", "),
-            "sampling": f"{steps}, {row['evaluations']:.0f} evaluations", "n": str(row["n"]),
+            "sampling": f"{steps}, {row['evaluations']:.0f} evaluations" if row["evaluations"] else
+                        "reconstructions", "n": str(row["n"]),  # of autoencoders
             **{name: score(metric) for name, metric in metrics.items()}}
 
 
