@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffusion_course.diffusion.schedules import broadcast
+from diffusion_course.training import checkpoints
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -106,3 +107,19 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def resumed_equals_unbroken(trainer, batches):
+    """A run that stops half-way and is resumed ends as one that does not; trainer(folder) makes it.
+
+    Returns the tensors of its state.
+    """
+    half = len(batches) // 2
+    unbroken = trainer("a")
+    whole = [p.loss for p in unbroken.run(batches)]
+    list(trainer("b").run(batches, half))
+    again = trainer("b")
+    assert again.resume() == half and [p.loss for p in again.run(batches)] == whole[half:]
+    a, b = (checkpoints.read(run.folder / "state.safetensors")[0] for run in (unbroken, again))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a

@@ -43,7 +43,7 @@ class Guide:
 
 
 class CFG(Guide):
-    """Classifier-free guidance: x0 = null + scale * (cond - null); 1 = no guidance.
+    """Classifier-free guidance: x0 = null + scale * (cond - null); 1 = no guidance, and no second evaluation.
 
     scale is a number, or [F] or [B, F] to vary over the frames of a video, or [B, 1] over samples.  The paper
     (Ho & Salimans 2022, eq. 6) writes w = scale - 1.
@@ -54,6 +54,8 @@ class CFG(Guide):
         self.scale, self.null = scale, null
 
     def estimate(self, x, t, **cond):
+        if not self.null or not isinstance(self.scale, Tensor) and self.scale == 1:
+            return self.denoiser.estimate(x, t, **cond)
         unknown = set(self.null) - set(cond)
         if unknown:
             raise ValueError(f"guidance needs the conditions {sorted(unknown)}, got {sorted(cond)}")

@@ -39,7 +39,6 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, num_steps: int = 
         return denoiser.loss(batch["x"], **drop_condition({name: batch[name] for name in null}, null, p=0.1))
 
     def draw(noise, steps=num_steps, step=ancestral_step, scale=1.0, bar=False, **cond):   # algorithm 2
-        guided = CFG(denoiser, scale, null) if null and scale != 1 else denoiser
-        return sample(Clip(guided), noise, steps, step, bar, **cond)
+        return sample(Clip(CFG(denoiser, scale, null)), noise, steps, step, bar, **cond)
 
     return Recipe(denoiser, loss, draw, (channels, size, size))

@@ -50,7 +50,6 @@ def recipe(dim: int = 128, depth: int = 6, heads: int = 4, patch: int = 4, block
         return denoiser.loss(z, **drop_condition({"label": batch["label"]}, null, p=0.1))
 
     def draw(noise, label, steps=50, step=ddim_step, scale=1.0, bar=False):
-        guide = CFG(denoiser, scale, null) if scale != 1 else denoiser
-        return sample(guide, noise, steps, step, bar, label=label)
+        return sample(CFG(denoiser, scale, null), noise, steps, step, bar, label=label)
 
     return Recipe(denoiser, loss, draw, shape, autoencoder=first, item=item)

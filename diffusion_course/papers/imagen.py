@@ -76,7 +76,7 @@ def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32),
         text = null.to(noise.device).expand(len(noise), *null.shape) if text is None else text
 
         def run(denoiser, noise, **cond):
-            guided = CFG(denoiser, scale, {"text": null}) if scale != 1 else denoiser
+            guided = CFG(denoiser, scale, {"text": null})
             guided = threshold(guided) if threshold else guided
             return sample(guided, noise, steps, step, bar, text=text, **cond)
 

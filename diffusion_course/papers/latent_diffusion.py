@@ -52,8 +52,7 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
 
     def guided(noise, cond, steps, step, scale, bar):
         cond = null.to(noise.device).expand(len(noise), *null.shape) if cond is None else cond
-        guide = CFG(denoiser, scale, {name: null}) if scale != 1 else denoiser
-        return sample(guide, noise, steps, step, bar, **{name: cond})
+        return sample(CFG(denoiser, scale, {name: null}), noise, steps, step, bar, **{name: cond})
 
     def draw_text(noise, text=None, steps=50, step=ddim_step, scale=3.0, bar=False):
         return guided(noise, text, steps, step, scale, bar)

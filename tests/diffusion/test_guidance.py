@@ -57,9 +57,18 @@ def test_guidance_of_x0_is_guidance_of_the_networks_output(schedule, prediction)
 def test_scale_one_is_the_condition_and_zero_is_null():
     denoiser = Denoiser(Net(), Cosine(), V())
     x, t, label = torch.randn(2, 1, 4, 4), torch.rand(2), torch.tensor([1, 2])
-    torch.testing.assert_close(CFG(denoiser, 1.0, NULL)(x, t, label=label), denoiser(x, t, label=label))
+    assert torch.equal(CFG(denoiser, 1.0, NULL)(x, t, label=label), denoiser(x, t, label=label))
     torch.testing.assert_close(CFG(denoiser, 0.0, NULL)(x, t, label=label),
                                denoiser(x, t, label=torch.zeros(2)))
+
+
+@pytest.mark.parametrize("scale, null, evaluations", [
+    (1, NULL, 1), (1.0, NULL, 1), (5.0, {}, 1), (2.0, NULL, 2), (torch.ones(2, 1), NULL, 2)])
+def test_nothing_is_asked_twice_without_guidance(scale, null, evaluations):
+    denoiser, asked = Denoiser(Net(), Cosine(), V()), []
+    denoiser.net.register_forward_pre_hook(lambda net, args: asked.append(1))
+    CFG(denoiser, scale, null)(torch.randn(2, 1, 4, 4), torch.rand(2), label=torch.tensor([1, 2]))
+    assert len(asked) == evaluations
 
 
 @pytest.mark.parametrize("scale", [

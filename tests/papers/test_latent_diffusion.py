@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import wake
+from conftest import resumed_equals_unbroken, wake
 
 from diffusion_course.diffusion.guidance import CFG
 from diffusion_course.diffusion.samplers import sample
@@ -174,10 +174,4 @@ def test_a_resumed_run_equals_an_unbroken_one(first, tmp_path):
         made = latent_diffusion.recipe(**TINY, autoencoder=first)
         return Trainer(made, tmp_path / folder, steps=2, warmup=1, save_every=1)
 
-    batches = [batch(), batch()]
-    whole = [p.loss for p in trainer("a").run(batches)]
-    list(trainer("b").run(batches, 1))
-    again = trainer("b")
-    assert again.resume() == 1 and [p.loss for p in again.run(batches)] == whole[1:]
-    a, b = (checkpoints.read(tmp_path / folder / "state.safetensors")[0] for folder in "ab")
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    resumed_equals_unbroken(trainer, [batch(), batch()])

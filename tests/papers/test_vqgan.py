@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import resumed_equals_unbroken
 from torch import nn
 
 from diffusion_course.networks.autoencoder import Autoencoder
@@ -69,12 +70,7 @@ def test_a_resumed_run_equals_an_unbroken_one(make, tmp_path):
         torch.manual_seed(0)
         return Trainer(make(start=2), tmp_path / folder, steps=4, warmup=1, save_every=2)
 
-    whole = [p.loss for p in trainer("a").run(batches)]
-    list(trainer("b").run(batches, 2))
-    again = trainer("b")
-    assert again.resume() == 2 and [p.loss for p in again.run(batches)] == whole[2:]
-    a, b = (checkpoints.read(tmp_path / folder / "state.safetensors")[0] for folder in "ab")
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    a = resumed_equals_unbroken(trainer, batches)
     assert a["model.calls"] == a["ema.calls"] == 4
     loaded = checkpoints.load_model(tmp_path / "a" / "model.safetensors")
     assert loaded.model.calls == 4
