@@ -629,6 +629,8 @@ def test_latents_are_those_of_a_model_that_was_trained_first(monkeypatch):
     assert header["kwargs"]["autoencoder"] == checkpoints.identity("runs/first/model.safetensors")
     assert Path("runs/first/samples/step_000002.png").exists()
     assert drawn("runs/second", "--num", 2, "--steps", 2, "--text", "a two").shape == (2, 1, 16, 16)
-    message = fails("train", "latent_diffusion", *tiny, "--data", "digits", "--autoencoder", "runs/first",
+    Path("pets").mkdir()
+    imageio.imwrite("pets/a.png", np.full((20, 30, 3), 99, np.uint8))
+    message = fails("train", "latent_diffusion", *tiny, "--data", "pets", "--autoencoder", "runs/first",
                     "--out", "runs/third", code=1)
-    assert "latent_diffusion learns from captions, and digits has none; choose --data moving_mnist" in message
+    assert "latent_diffusion learns from captions, and pets has none; choose --data mnist or" in message

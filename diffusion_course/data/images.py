@@ -19,11 +19,15 @@ def shuffled(count: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of images: pixels uint8 [N, C, H, W], labels int64 [N] or None."""
+    """A data set of images: pixels uint8 [N, C, H, W], labels int64 [N] or None.
+
+    texts   the tokens of a caption for every label, int64 [K, L], if there are captions
+    """
 
     name: str
     pixels: Tensor
     labels: Tensor | None = None
+    texts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -34,9 +38,13 @@ class Images:
         return tuple(self.pixels.shape[1:])
 
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """The images at index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] if any."""
+        """The images at index, [B] or a slice: x float [B, C, H, W] in [-1, 1]; label [B], text [B, L]."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
-        return batch if self.labels is None else batch | {"label": self.labels[index]}
+        if self.labels is not None:
+            batch["label"] = self.labels[index]
+            if self.texts is not None:
+                batch["text"] = self.texts[batch["label"]]
+        return batch
 
     def batches(self, batch_size: int, seed: int = 0) -> "Batches":
         return Batches(self, batch_size, seed)

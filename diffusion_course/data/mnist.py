@@ -4,6 +4,7 @@ The four official files are looked for in DIFFUSION_COURSE_DATA, then in the cac
 cannot be had, the 1,797 digits that scikit-learn ships stand in, and one line says so.
 """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .captions import Actor, caption, tokens
 from .download import DownloadError, cache_folder, decompressed, fetch, given_folder
 from .images import Images, image_folder
 
@@ -71,7 +73,12 @@ def mnist(split: str = "train", size: int = 32) -> Images:
             raise ValueError(f"{path}: {len(parts[kind])} labels for {len(parts['images'])} images")
     if len(parts["labels"]) and parts["labels"].max() > 9:
         raise ValueError(f"{path}: a label is {parts['labels'].max()}, expected 0 ... 9")
-    return Images("mnist", resized(parts["images"][:, None], size), parts["labels"].long())
+    return Images("mnist", resized(parts["images"][:, None], size), parts["labels"].long(), texts())
+
+
+def texts() -> Tensor:
+    """The captions of the ten labels, "a zero" to "a nine", as tokens [10, L]."""
+    return tokens([caption([Actor(digit)]) for digit in range(10)])
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
@@ -103,7 +110,7 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
     rows = [angle.cos() * zoom, slant - angle.sin(), dx, angle.sin(), angle.cos() * zoom, dy]
     grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, align_corners=False)
-    return Images("digits", resized((x * 255).round().byte(), size), label)
+    return Images("digits", resized((x * 255).round().byte(), size), label, texts())
 
 
 def load(name: str | None = None, split: str = "train", size: int = 32, channels: int = 1) -> Images:
@@ -125,4 +132,4 @@ def load(name: str | None = None, split: str = "train", size: int = 32, channels
         return image_folder(name, size, channels)
     else:
         raise ValueError(f"data={name!r} is neither mnist, nor digits, nor a folder")
-    return data if channels == 1 else Images(data.name, data.pixels.expand(-1, 3, -1, -1), data.labels)
+    return data if channels == 1 else replace(data, pixels=data.pixels.expand(-1, 3, -1, -1))

@@ -73,7 +73,7 @@ def check(recipe: Recipe, source: Any) -> None:
                          f"makes samples of {list(recipe.item)}; choose other --data")
     if recipe.takes("text") and "text" not in source[slice(1)]:
         raise ValueError(f"{recipe.origin.paper} learns from captions, and {source.name} has none; choose "
-                         "--data moving_mnist")
+                         "--data mnist or moving_mnist")
     classes = recipe.origin.kwargs.get("classes")
     labels = getattr(source, "labels", None)
     if classes and (labels is None or labels.max() >= classes):

@@ -3,7 +3,7 @@
 The enlarging stage of the shipped `imagen`, which learned from noised small images and was told how noised,
 and one trained for as many steps on clean ones.  Both enlarge real small images and those of the shipped
 base; the first at several levels of noise.  Each row is written when it is finished, and what is there is not
-done again.  About twenty minutes on one core.
+done again.  About forty minutes on one core.
 """
 import argparse
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from study import Eye, Study, drawn
 
-from diffusion_course.data.moving_mnist import MovingMNIST
+from diffusion_course.data import sources
+from diffusion_course.data.images import shuffled
 from diffusion_course.papers import imagen
 from diffusion_course.recipe import Recipe
 from diffusion_course.training import checkpoints
@@ -44,12 +45,12 @@ def main():
     header = checkpoints.read_header(path)
     steps = arguments.steps or checkpoints.steps_in_all(header)
     study = Study("cascades", arguments.out, n=arguments.n, steps=steps)
-    test = MovingMNIST("test", frames=None)
-    real, asked = (test[slice(place, place + count)] for place, count in ((0, 4096), (4096, arguments.n)))
+    noised = checkpoints.load_model(path)
+    train, test = (sources.load(header["data"], noised.item, split) for split in ("train", "test"))
+    real, asked = (test[index] for index in shuffled(len(test), 0, 0)[:4096 + arguments.n].split(4096))
     eye = Eye(real["x"])
     study.results["floor"] = eye.measured(asked["x"])["frechet"]
 
-    noised = checkpoints.load_model(path)
     clean = imagen.recipe(augment=False)
     clean.model.load_state_dict(noised.model.state_dict())     # the same base
     kept = Path("runs") / "cascades.safetensors"
@@ -58,8 +59,7 @@ def main():
         stage = imagen.recipe(augment=False).model[1]
         clean.model[1].load_state_dict(stage.state_dict())
         trainer = Trainer(alone(clean), steps=steps, cpu=True)
-        batches = MovingMNIST("train", frames=None).batches(header["batch_size"])
-        for _ in trainer.run(batches, bar=True):
+        for _ in trainer.run(train.batches(header["batch_size"]), bar=True):
             pass
         clean.model[1].load_state_dict(trainer.ema.average.state_dict())
         checkpoints.save_model(kept, clean)

@@ -51,6 +51,14 @@ def test_what_a_batch_holds():
     every = numbered(256)[torch.arange(256)]["x"]
     assert every.min() == -1 and every.max() == 1
     assert set(Images("plain", numbered().pixels).batches(4)[0]) == {"x"}
+    assert set(batch) == {"x", "label"}
+
+
+def test_a_label_brings_its_caption():
+    texts = 100 + torch.arange(23 * 5).reshape(23, 5)
+    for batch in numbered().batches(7)[2], Images("said", numbered().pixels, torch.arange(23), texts)[:9]:
+        assert ("text" in batch) == (len(batch["x"]) == 9)
+    assert torch.equal(batch["text"], texts[:9])
 
 
 def test_pixels_are_not_changed_by_batches():

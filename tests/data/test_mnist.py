@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusion_course.data import mnist as module
+from diffusion_course.data.captions import words
 from diffusion_course.data.download import DownloadError, decompressed
 from diffusion_course.data.mnist import FILES, builtin_digits, find, load, mnist, read_idx
 
@@ -253,6 +254,10 @@ def test_load(tmp_path):
     colour = load("digits", size=16, channels=3)
     assert colour.pixels.shape == (12_000, 3, 16, 16)
     assert torch.equal(colour.pixels[:, 0], colour.pixels[:, 2])
+    assert torch.equal(colour.labels, load("digits").labels)
+    for data in load(), colour:
+        said = [words(data.texts)[label] for label in data.labels.tolist()[:40]]
+        assert words(data[:40]["text"]) == said and words(data.texts)[7:] == ["a seven", "an eight", "a nine"]
     assert load(str(tmp_path), size=8, channels=3).pixels.shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="data='nonsense' is neither mnist, nor digits, nor a folder"):
         load("nonsense")

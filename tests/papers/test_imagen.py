@@ -47,7 +47,7 @@ def test_it_trains_and_draws(options):
     assert torch.tensor(losses).isfinite().all()
     still = {name for name, p in recipe.model.named_parameters() if torch.equal(p, before[name])}
     assert not still
-    assert recipe.shape == (1, 4, 4) and recipe.item == (1, 16, 16) and recipe.data == "moving_mnist"
+    assert recipe.shape == (1, 4, 4) and recipe.item == (1, 16, 16) and recipe.data == "mnist"
     x = recipe.draw(2, seed=0, text=given["text"][:2], steps=2)
     assert x.shape == (2, 1, 16, 16) and x.isfinite().all() and x.abs().max() <= 1
 

@@ -1,3 +1,5 @@
+import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 
@@ -51,15 +53,12 @@ def test_data_are_asked_for_in_the_shape_of_items(tmp_path):
 
 def test_a_cascade_is_given_large_images_of_its_own_data():
     trainer, batches = begin("imagen", {"sizes": (8, 16)}, data=None)
-    assert trainer.facts["data"] in ("moving_mnist", "moving_digits")
+    assert trainer.facts["data"] == "digits"
     assert trainer.recipe.shape == (1, 8, 8) and batches[0]["x"].shape == (4, 1, 16, 16)
     assert trainer.sample_options["text"].shape == (5, 12)
 
 
 @pytest.mark.parametrize("name, recipe, data, message", [
-    ("latent_diffusion", SMALL, "digits",
-     "latent_diffusion learns from captions, and digits has none; choose --data moving_mnist"),
-    ("imagen", {}, "digits", "imagen learns from captions, and digits has none"),
     ("latent_diffusion", {**SMALL, "channels": 2}, "digits", "channels=2 must be 1 or 3"),
     ("latent_diffusion", {**SMALL, "classes": 10}, "moving_digits", "moving_digits has no labels"),
     ("dit", {"size": 16}, "moving_digits", "classes=10 does not fit the data: moving_digits has no labels")])
@@ -67,6 +66,17 @@ def test_data_that_do_not_fit(name, recipe, data, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         begin(name, recipe, data)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, recipe", [("latent_diffusion", SMALL), ("imagen", {"sizes": (8, 16)})])
+def test_data_without_captions(name, recipe, tmp_path):
+    for kind in "ab":                                          # labels, but no words for them
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        imageio.imwrite(tmp_path / "pets" / kind / "a.png", np.full((20, 30, 3), 99, np.uint8))
+    with pytest.raises(ValueError, match=f"{name} learns from captions, and pets has none; "
+                                         "choose --data mnist or moving_mnist"):
+        begin(name, recipe, "pets")
+    assert not (tmp_path / "run").exists()
 
 
 def test_items_of_another_shape_are_refused():
