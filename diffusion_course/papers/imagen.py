@@ -31,7 +31,7 @@ from ..recipe import Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=16, recipe={"width": 16}),
-    "laptop": Preset(steps=2500, batch_size=64),
+    "laptop": Preset(steps=1500, batch_size=64),
     "t4": Preset(steps=20_000, batch_size=128, lr=1e-3, recipe={"width": 64}),
 }
 

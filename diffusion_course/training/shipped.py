@@ -44,6 +44,8 @@ SHIPPED = {
                      "vqgan"),
     "dit-class": Shipped("a75e9887568d066279d7dde0c3e2ca3c14f10fdab57f5faefddebe24cb32bcdc",
                          "dit", {"autoencoder": "vae-mm", "patch": 2}),
+    "imagen": Shipped("1f1b7a34e2a845d418b70d1031bfdc6b9205aaeb843004b00710e06daed96b27",
+                      "imagen"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
