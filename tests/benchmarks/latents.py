@@ -4,7 +4,7 @@ Frames of Moving MNIST with one digit.  Autoencoders that shrink each side 2, 4 
 same number of steps; then diffusion on pixels and on each of the three, with the same seconds of one core for
 each (processor time, so that other work does not count).  At last the latents of factor 4 at other scales
 than 1, for a third of the time.  Each row is written when it is finished, and what is there is not done
-again.  About twenty minutes on one core.
+again.  About forty minutes on one core.
 """
 import argparse
 import copy
@@ -54,7 +54,7 @@ def train_once(recipe, steps, path):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=100.0)
-    parser.add_argument("--steps", type=int, default=400, help="of the autoencoders")
+    parser.add_argument("--steps", type=int, default=900, help="of the autoencoders")
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--out", type=Path, help="default: data/results/latents.json")
     arguments = parser.parse_args()
