@@ -46,6 +46,8 @@ SHIPPED = {
                       "imagen"),
     "img-mm": Shipped("dbfa6b8d4bba9d452331c9a5ff9fbdc051cb8c70ba8101da4f8a37e381e6f6d9",
                       "latent_diffusion", {"autoencoder": "vae-mm"}),
+    "cascades": Shipped("f2398f9810136c18fc046a187f26c9c26c182650d18ee6a908245c0e8bc3a125",
+                        file="results/cascades.json"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
