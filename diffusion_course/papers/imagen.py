@@ -6,10 +6,11 @@ second learns from small images as imperfect as those it will get, and is told h
 Strong guidance needs thresholds that move (DynamicThreshold); the default is a fixed one, since a black
 background is at the end of its range, and would turn grey.
 
-Scaled down: MNIST with the captions "a zero" to "a nine" (Moving MNIST has longer ones, but on 8 x 8 pixels its
-digits are three wide); 8 x 8 to 32 x 32 pixels, two stages or as many as `sizes` has; an encoder of captions that
-learns with the base, or, with text_dim, encodings of a frozen large one (PretrainedText).  All stages predict v on
-a cosine schedule and train at once, each with its own weights.  Left out: training on crops.
+Scaled down: MNIST with the captions "a zero" to "a nine" (those of Moving MNIST say more, but on 8 x 8
+pixels its digits are three wide); 8 x 8 to 32 x 32 pixels, two stages or as many as `sizes` has; an encoder
+of captions that learns with the base, or, with text_dim, encodings of a frozen large one (PretrainedText).
+All stages predict v on a cosine schedule and train at once, each with its own weights.  Left out: training
+on crops.
 """
 from functools import partial
 from itertools import pairwise

@@ -2,9 +2,9 @@
 
 Frames of Moving MNIST with one digit.  Autoencoders that shrink each side 2, 4 and 8 times, trained for the
 same number of steps; then diffusion on pixels and on each of the three, with the same seconds of one core for
-each (processor time, so that other work does not count).  At last the latents of factor 4 at other scales
-than 1, for a third of the time.  Each row is written when it is finished, and what is there is not done
-again.  About forty minutes on one core.
+each (processor time, so that other work does not count).  At last the latents of factor 8, of which as many
+seconds make most, at other scales than 1.  Each row is written when it is finished, and what is there is not
+done again.  About forty minutes on one core.
 """
 import argparse
 import copy
@@ -91,14 +91,14 @@ def main():
         if not study.has("diffusion", name=name):
             _, seconds = train(diffusion(first), 12)
             study.add("diffusion", row(diffusion(first), int(12 * arguments.seconds / seconds), name=name))
+    steps = next(row["steps"] for row in study.results["diffusion"] if row["name"] == "f=8")
     for std in STDS:
         if not study.has("rescale", std=std):
-            first = copy.copy(firsts["f=4"])
+            first = copy.copy(firsts["f=8"])
             first.model = copy.deepcopy(first.model)
             first.model.autoencoder.std /= std                 # latents come out with std instead of 1
-            steps = next(row["steps"] for row in study.results["diffusion"] if row["name"] == "f=4") // 3
             study.add("rescale", row(diffusion(first), steps, name=f"std {std:g}", std=std))
-    study.results["natural_std"] = firsts["f=4"].model.autoencoder.std.item()
+    study.results["natural_std"] = firsts["f=8"].model.autoencoder.std.item()
     study.write()
 
 
