@@ -46,6 +46,8 @@ SHIPPED = {
                       "imagen"),
     "img-mm": Shipped("dbfa6b8d4bba9d452331c9a5ff9fbdc051cb8c70ba8101da4f8a37e381e6f6d9",
                       "latent_diffusion", {"autoencoder": "vae-mm"}),
+    "latents": Shipped("6e8bc726ee104d45dcffb5fe8507216bba50c92aa17f3005381440d4eacf35a7",
+                       file="results/latents.json"),
     "cascades": Shipped("f2398f9810136c18fc046a187f26c9c26c182650d18ee6a908245c0e8bc3a125",
                         file="results/cascades.json"),
     "ddpm_variants": Shipped("e96bd700932ac52d0ac1ba946c0a1a00570565e21aed42df283a343d44bcd569",
@@ -54,7 +56,7 @@ SHIPPED = {
                         file="results/samplers.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
-    "leaderboard": Shipped("386798142fca001a387e7fe5a31f2fa898d7c007f00a318db8669d57fa7eb6ce",
+    "leaderboard": Shipped("dd55d310104ad38037e9848b0736b2985fef828834b8e9823da50eec01eab3b1",
                            file="results/leaderboard.jsonl"),
     "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
 }
