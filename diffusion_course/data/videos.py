@@ -68,7 +68,7 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
         pixels.append(torch.stack([x[i] for i in place], dim=1))               # [C, F, H, W]
     classes = sorted({path.parent for path in clips})
     labels = torch.tensor([classes.index(path.parent) for path in clips]) if len(classes) > 1 else None
-    data = Videos(folder.name, torch.stack(pixels), labels, captions_of(list(clips)))
+    data = Videos(folder.name, torch.stack(pixels), labels, captions=captions_of(list(clips)))
     if data.captions and data.text is None:
         print(f"{folder}: its captions have words that the course's have not; they are there as strings, "
               "for pretrained encoders, but not as tokens.", file=sys.stderr)
