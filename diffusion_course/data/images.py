@@ -1,11 +1,13 @@
 """Images in memory, and the batches that training takes from them."""
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .captions import tokens
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -19,15 +21,12 @@ def shuffled(count: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of images: pixels uint8 [N, C, H, W], labels int64 [N] or None.
-
-    texts   the tokens of a caption for every label, int64 [K, L], if there are captions
-    """
+    """A data set of images: pixels uint8 [N, C, H, W], labels int64 [N] or None, captions or None."""
 
     name: str
     pixels: Tensor
     labels: Tensor | None = None
-    texts: Tensor | None = None
+    captions: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -37,14 +36,19 @@ class Images:
         """Of one item."""
         return tuple(self.pixels.shape[1:])
 
+    @cached_property
+    def text(self) -> Tensor | None:
+        """The captions as tokens [N, L]; None if there are none, or one has words that the course has not."""
+        try:
+            return None if self.captions is None else tokens(self.captions)
+        except ValueError:
+            return None
+
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """The images at index, [B] or a slice: x float [B, C, H, W] in [-1, 1]; label [B], text [B, L]."""
+        """At index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] and text [B, L] if any."""
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
-        if self.labels is not None:
-            batch["label"] = self.labels[index]
-            if self.texts is not None:
-                batch["text"] = self.texts[batch["label"]]
-        return batch
+        named = {"label": self.labels, "text": self.text}
+        return batch | {name: values[index] for name, values in named.items() if values is not None}
 
     def batches(self, batch_size: int, seed: int = 0) -> "Batches":
         return Batches(self, batch_size, seed)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .captions import Actor, caption, tokens
+from .captions import Actor, caption
 from .download import DownloadError, cache_folder, decompressed, fetch, given_folder
 from .images import Images, image_folder
 
@@ -73,12 +73,14 @@ def mnist(split: str = "train", size: int = 32) -> Images:
             raise ValueError(f"{path}: {len(parts[kind])} labels for {len(parts['images'])} images")
     if len(parts["labels"]) and parts["labels"].max() > 9:
         raise ValueError(f"{path}: a label is {parts['labels'].max()}, expected 0 ... 9")
-    return Images("mnist", resized(parts["images"][:, None], size), parts["labels"].long(), texts())
+    return Images("mnist", resized(parts["images"][:, None], size), parts["labels"].long(),
+                  said_of(parts["labels"]))
 
 
-def texts() -> Tensor:
-    """The captions of the ten labels, "a zero" to "a nine", as tokens [10, L]."""
-    return tokens([caption([Actor(digit)]) for digit in range(10)])
+def said_of(labels: Tensor) -> list[str]:
+    """The captions of labels [N], "a zero" to "a nine"."""
+    names = [caption([Actor(digit)]) for digit in range(10)]
+    return [names[label] for label in labels.tolist()]
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
@@ -110,7 +112,7 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
     rows = [angle.cos() * zoom, slant - angle.sin(), dx, angle.sin(), angle.cos() * zoom, dy]
     grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, align_corners=False)
-    return Images("digits", resized((x * 255).round().byte(), size), label, texts())
+    return Images("digits", resized((x * 255).round().byte(), size), label, said_of(label))
 
 
 def load(name: str | None = None, split: str = "train", size: int = 32, channels: int = 1) -> Images:

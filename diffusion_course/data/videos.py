@@ -3,7 +3,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .captions import tokens
 from .download import DownloadError, cache_folder, fetch, given_folder
 from .images import EXTENSIONS, Images, squared
 
@@ -26,21 +24,10 @@ SHAPE = (20, 10_000, 64, 64)
 class Videos(Images):
     """A data set of clips: pixels uint8 [N, C, F, H, W], labels int64 [N] or None, captions or None."""
 
-    captions: list[str] | None = None
-
-    @cached_property
-    def text(self) -> Tensor | None:
-        """The captions as tokens [N, L]; None if there are none, or one has words that the course has not."""
-        try:
-            return None if self.captions is None else tokens(self.captions)
-        except ValueError:
-            return None
-
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
         """The clips at index: x float [B, C, F, H, W] in [-1, 1], and label [B] and text [B, L] if any."""
         batch = super().__getitem__(index)
-        batch["x"] = batch["x"].contiguous()                   # pixels may be a file with time first
-        return batch if self.text is None else batch | {"text": self.text[index]}
+        return batch | {"x": batch["x"].contiguous()}          # pixels may be a file with time first
 
 
 def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels: int = 1, stride: int = 1,
@@ -68,7 +55,7 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
         pixels.append(torch.stack([x[i] for i in place], dim=1))               # [C, F, H, W]
     classes = sorted({path.parent for path in clips})
     labels = torch.tensor([classes.index(path.parent) for path in clips]) if len(classes) > 1 else None
-    data = Videos(folder.name, torch.stack(pixels), labels, captions=captions_of(list(clips)))
+    data = Videos(folder.name, torch.stack(pixels), labels, captions_of(list(clips)))
     if data.captions and data.text is None:
         print(f"{folder}: its captions have words that the course's have not; they are there as strings, "
               "for pretrained encoders, but not as tokens.", file=sys.stderr)

@@ -46,7 +46,7 @@ SHIPPED = {
                       "imagen"),
     "img-mm": Shipped("dbfa6b8d4bba9d452331c9a5ff9fbdc051cb8c70ba8101da4f8a37e381e6f6d9",
                       "latent_diffusion", {"autoencoder": "vae-mm"}),
-    "latents": Shipped("6e8bc726ee104d45dcffb5fe8507216bba50c92aa17f3005381440d4eacf35a7",
+    "latents": Shipped("9e0b5c805980a923bd1e73a19878451927a919028e38d908b4f7252239848ef2",
                        file="results/latents.json"),
     "cascades": Shipped("f2398f9810136c18fc046a187f26c9c26c182650d18ee6a908245c0e8bc3a125",
                         file="results/cascades.json"),

@@ -91,15 +91,15 @@ def main():
         if not study.has("diffusion", name=name):
             _, seconds = train(diffusion(first), 12)
             study.add("diffusion", row(diffusion(first), int(12 * arguments.seconds / seconds), name=name))
-    steps = next(row["steps"] for row in study.results["diffusion"] if row["name"] == "f=8")
+    unit = next(row for row in study.results["diffusion"] if row["name"] == "f=8")
     for std in STDS:
-        if not study.has("rescale", std=std):
+        if std == 1.0 and not study.has("rescale", std=std):   # that one is there already
+            study.add("rescale", unit | {"name": "std 1", "std": std})
+        elif not study.has("rescale", std=std):
             first = copy.copy(firsts["f=8"])
             first.model = copy.deepcopy(first.model)
             first.model.autoencoder.std /= std                 # latents come out with std instead of 1
-            study.add("rescale", row(diffusion(first), steps, name=f"std {std:g}", std=std))
-    study.results["natural_std"] = firsts["f=8"].model.autoencoder.std.item()
-    study.write()
+            study.add("rescale", row(diffusion(first), unit["steps"], name=f"std {std:g}", std=std))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_course.data.captions import words
 from diffusion_course.data.images import Batches, Images, image_folder
 
 
@@ -54,11 +55,15 @@ def test_what_a_batch_holds():
     assert set(batch) == {"x", "label"}
 
 
-def test_a_label_brings_its_caption():
-    texts = 100 + torch.arange(23 * 5).reshape(23, 5)
-    for batch in numbered().batches(7)[2], Images("said", numbered().pixels, torch.arange(23), texts)[:9]:
-        assert ("text" in batch) == (len(batch["x"]) == 9)
-    assert torch.equal(batch["text"], texts[:9])
+def test_captions_come_as_tokens():
+    said = ["a one", "an eight and a two", "a three"]
+    data = Images("said", numbered(3).pixels, captions=said)
+    assert words(data[1:]["text"]) == said[1:] and set(data[:2]) == {"x", "text"}
+    for n in range(3):
+        batch = data.batches(2, seed=1)[n]
+        shown = ((batch["x"][:, 0, 0, 0] + 1) * 127.5).round().long()
+        assert words(batch["text"]) == [said[k] for k in shown.tolist()]
+    assert set(Images("foreign", numbered(1).pixels, captions=["ein Haus"])[:1]) == {"x"}
 
 
 def test_pixels_are_not_changed_by_batches():
