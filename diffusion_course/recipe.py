@@ -67,10 +67,19 @@ class Recipe:
         return options
 
     @torch.no_grad()
-    def draw(self, n: int, seed: int | None = None, **options) -> Tensor:
-        """n samples [n, C, (F,) H, W] in [-1, 1], from the averaged weights; one seed, one result."""
+    def draw(self, n: int, seed: int | None = None, frames: int | None = None, **options) -> Tensor:
+        """n samples [n, C, (F,) H, W] in [-1, 1], from the averaged weights; one seed, one result.
+
+        frames   of each video; by default as many as the shape says
+        options  go to `sample`
+        """
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
+        shape = self.shape
+        if frames is not None:
+            if len(shape) == 3 or frames < 1:
+                raise ValueError(f"frames={frames} must be at least 1, and the samples videos")
+            shape = (shape[0], frames, *shape[2:])
         device = next(self.model.parameters()).device
         training, devices = self.model.training, [device] if device.type == "cuda" else []
         try:
@@ -79,7 +88,7 @@ class Recipe:
             with average, torch.random.fork_rng(devices, enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                x = self.sample(torch.randn(n, *self.shape).to(device), **options)
+                x = self.sample(torch.randn(n, *shape).to(device), **options)
                 return x if self.autoencoder is None else self.autoencoder.decode(x)
         finally:
             self.model.train(training)
@@ -93,7 +102,25 @@ class Preset:
     batch_size: int = 128                      # the whole batch, over all processes
     lr: float = 2e-3
     ema: float = 0.999
+    init: str | None = None                    # a model of the course whose weights it begins with
     recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def asking(draw: Callable[..., Tensor], null: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """A sampler draw(noise, cond, **options) with an argument for each condition: null unless given."""
+    first, _, *options = inspect.signature(draw).parameters.values()
+    own = [inspect.Parameter(name, first.kind, default=None) for name in null]
+    signature = inspect.Signature([first, *own, *options])
+
+    def asked(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        noise, cond = given.pop("noise"), {name: given.pop(name, None) for name in null}
+        cond = {name: null[name].to(noise.device).expand(len(noise), *null[name].shape)
+                if value is None else value for name, value in cond.items()}
+        return draw(noise, cond, **given)
+
+    asked.__signature__ = signature
+    return asked
 
 
 def preset_name(name: str | None = None) -> str:

@@ -16,6 +16,7 @@ from .train import PLAIN, given, training
 app = typer.Typer(name="diffusion-course", no_args_is_help=True, **PLAIN,
                   help="Diffusion models for images and videos, rebuilt paper by paper.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+SCHEMES = ("autoregressive", "long-range", "hierarchy", "adaptive", "frameskip")
 SAMPLERS = ("ancestral", "ddim", "euler", "heun", "dpm++", "reverse-diffusion", "predictor-corrector")
 
 
@@ -115,16 +116,21 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
            scale: Annotated[Optional[float], typer.Option(help="Guidance; 1 = none.")] = None,
            label: Annotated[Optional[int], typer.Option(help="The class; default: all in turn.")] = None,
            text: Annotated[Optional[str], typer.Option(help="A caption; default: of test data.")] = None,
+           frames: Annotated[Optional[int], typer.Option(min=1, help="Of each video; any number.")] = None,
+           start: Annotated[Optional[Path], typer.Option(help="Picture, GIF or film to go on from.")] = None,
+           scheme: Annotated[Optional[str], typer.Option(help=", ".join(SCHEMES))] = None,
            seed: int = 0,
            out: Annotated[Optional[Path], typer.Option(help=".png, .gif, .mp4 or .npy.")] = None):
     """Draw samples from a checkpoint, a run or a paper's shipped checkpoint."""
     import torch
 
     from ..data import captions, media, sources
+    from ..diffusion import schemes
     from ..training.checkpoints import load_model, locate, read_header
 
-    if sampler not in (None, *SAMPLERS):
-        raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
+    for name, value, known in ("--sampler", sampler, SAMPLERS), ("--scheme", scheme, SCHEMES):
+        if value not in (None, *known):
+            raise BadParameter(f"{value!r} must be one of {', '.join(known)}", param_hint=name)
     path, device = locate(what), "cuda" if torch.cuda.is_available() else "cpu"
     recipe = load_model(path, device)
     video = len(recipe.item) == 4
@@ -134,13 +140,20 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
         raise BadParameter(f"{path} was trained without labels", param_hint="--label or --scale")
     if text is not None and not recipe.takes("text"):
         raise BadParameter(f"{path} was trained without captions", param_hint="--text")
-    chosen = given(steps=steps, step=sampler and stepper(sampler), scale=scale)
+    if frames is not None and not video:
+        raise BadParameter(f"{path} makes images", param_hint="--frames")
+    chosen = given(steps=steps, step=sampler and stepper(sampler), scale=scale,
+                   scheme=scheme and schemes.SCHEMES[scheme],
+                   start=start and beginning(start, recipe.item, frames).to(device).expand(num, *4 * [-1]))
     offered = set(inspect.signature(recipe.sample).parameters)
     if surplus := set(chosen) - offered:
         raise BadParameter(f"{recipe.origin.paper} does not let one choose the {' and '.join(surplus)}")
-    options = recipe.quick(num) | chosen | ({"bar": True} if "bar" in offered else {})
+    options = recipe.quick(num) | chosen | given(frames=frames) | ({"bar": True} if "bar" in offered else {})
     if text is not None:
-        options["text"] = captions.tokens([text] * num).to(device)
+        known = {name: recipe.origin.kwargs[name] for name in ("words", "length")}
+        options["text"] = captions.tokens([text] * num, **known).to(device)
+    elif read_header(path).get("data") not in sources.SPLIT and recipe.takes("text"):
+        raise BadParameter(f"{path} was trained on captions of your own; give one", param_hint="--text")
     elif recipe.takes("text") or recipe.takes("x"):            # captions, or images for an autoencoder
         items = sources.load(read_header(path).get("data"), recipe.item, "test")[slice(num)]
         options |= {name: value.to(device) for name, value in recipe.asked(items).items()}
@@ -151,6 +164,14 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     began = time.monotonic()
     written = media.write(out, recipe.draw(num, seed, **options))
     print(f"{num} samples of {recipe.origin.paper} in {time.monotonic() - began:.1f} s -> {written}")
+
+
+def beginning(path: Path, item: tuple[int, ...], frames: int | None):
+    """A picture, or the first frames of a film, that a video of that item's shape is to go on from."""
+    from ..data.videos import film
+    if not path.is_file():
+        raise BadParameter(f"{path}: no such file", param_hint="--start")
+    return film(path, item[-1], channels=item[0], most=(frames or item[1]) - 1)[None]
 
 
 # ---- evaluate, leaderboard

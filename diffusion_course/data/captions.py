@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -64,23 +65,30 @@ def actor(phrase: str) -> Actor:
                      f"are {', '.join(DIGITS)}, ways {', '.join(DIRECTIONS[:4])}")
 
 
-def tokens(texts: Sequence[str]) -> Tensor:
-    """Captions as numbers of words, int64 [B, LENGTH], filled up with 0; the null caption is all 0."""
+def tokens(texts: Sequence[str], words: int = len(VOCABULARY), length: int = LENGTH) -> Tensor:
+    """Captions as numbers of words, int64 [B, length], filled up with 0; the null caption is all 0.
+
+    With more `words` than the vocabulary has, any others are known as well: each by a number that is computed
+    from its letters (the hashing trick), so that seldom two share one.
+    """
     if isinstance(texts, str):
         raise ValueError(f"texts={texts!r} must be a list of captions, even if it is only one")
-    return torch.stack([row(text) for text in texts]) if len(texts) else torch.zeros(0, LENGTH).long()
+    rows = [row(text, words, length) for text in texts]
+    return torch.stack(rows) if rows else torch.zeros(0, length).long()
 
 
 @lru_cache(maxsize=10_000)                                     # clips say the same things again and again
-def row(text: str) -> Tensor:
-    """The tokens [LENGTH] of one caption."""
-    words = text.split()
-    if unknown := [word for word in words if word not in VOCABULARY]:
+def row(text: str, size: int = len(VOCABULARY), length: int = LENGTH) -> Tensor:
+    """The tokens [length] of one caption."""
+    said, known = text.split(), len(VOCABULARY)
+    if size <= known and (unknown := [word for word in said if word not in VOCABULARY]):
         raise ValueError(f"{unknown[0]!r} in {text!r} is not one of the words that captions have: "
                          + " ".join(VOCABULARY[1:]))
-    if len(words) > LENGTH:
-        raise ValueError(f"{text!r} has {len(words)} words; a caption has {LENGTH} at most")
-    return torch.tensor([VOCABULARY.index(word) for word in words] + [0] * (LENGTH - len(words)))
+    if len(said) > length:
+        raise ValueError(f"{text!r} has {len(said)} words; a caption has {length} at most")
+    numbers = [VOCABULARY.index(word) if word in VOCABULARY else
+               known + crc32(word.lower().strip(".,;:!?").encode()) % (size - known) for word in said]
+    return torch.tensor(numbers + [0] * (length - len(said)))
 
 
 def words(rows: Tensor) -> list[str]:

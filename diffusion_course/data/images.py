@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .captions import tokens
+from .captions import LENGTH, VOCABULARY, tokens
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -27,6 +27,8 @@ class Images:
     pixels: Tensor
     labels: Tensor | None = None
     captions: list[str] | None = None
+    words: int = len(VOCABULARY)               # of which captions are made, and how many of them at most
+    length: int = LENGTH
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -38,9 +40,9 @@ class Images:
 
     @cached_property
     def text(self) -> Tensor | None:
-        """The captions as tokens [N, L]; None if there are none, or one has words that the course has not."""
+        """The captions as tokens [N, L]; None if there are none, or if tokens() refuses one."""
         try:
-            return None if self.captions is None else tokens(self.captions)
+            return None if self.captions is None else tokens(self.captions, self.words, self.length)
         except ValueError:
             return None
 

@@ -50,6 +50,7 @@ class MovingMNIST:
     channels  3 gives the digits of a clip different colours
     stride    show every such frame only; a tuple: one of these, drawn for each clip
     smooth    show positions between pixels (bilinear) instead of rounded ones
+    hidden    for so many frames in a row, from one on that is drawn for each clip, nothing can be seen
     images    where the digits come from: square Images with labels; default: MNIST if it can be had
     """
 
@@ -66,6 +67,7 @@ class MovingMNIST:
     channels: int = 1
     stride: int | tuple[int, ...] = 1
     smooth: bool = False
+    hidden: int = 0
     images: Images | None = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -81,7 +83,8 @@ class MovingMNIST:
         self.pairs = tuple(pair for pair in PAIRS if pair in self.pairs)       # in whatever order they came
         self.table = [divmod(PAIRS.index(pair), len(DIRECTIONS)) for pair in self.pairs]
         images = self.images or mnist.load(split="test" if self.split == "test" else "train", size=28)
-        self.name = f"moving_{images.name}"
+        kind = "hiding" if self.hidden else "bouncing" if self.mode == "bounce" else "moving"
+        self.name = f"{kind}_{images.name}"
         self.glyphs, labels = glyphs(images, self.digit)                       # [N, d, d]
         keep = np.arange(len(labels))
         if self.split != "test":                               # 8 copies of a built-in digit share i % 12
@@ -119,14 +122,17 @@ class MovingMNIST:
         Of each of K = 2 digits: digits, instances (the image it came from), directions (of DIRECTIONS),
         slow and colours, all [B, K]; starts (the corner, in srivastava one step before frame 0) and
         velocities (at first, per frame as shown) [B, K, 2]; centres [B, F, K, 2]; bounced [B, F - 1, K], on
-        the way to the next frame.  Of the clip: overlaps [B, F] and fps [B].  An image is one frame.  Where
-        there is no second digit, no colour or no direction to speak of, whole numbers are -1 and others NaN.
+        the way to the next frame.  Of the clip: overlaps and hidden [B, F], fps [B].  An image is one frame.
+        Where there is no second digit, no colour or no direction to speak of, whole numbers are -1 and others
+        NaN.
         """
         place = self.place(index)
         clips = self.drawn(np.atleast_1d(place))
         corners, clips["bounced"] = motion.paths(self.mode, clips["starts"], clips["velocities"],
                                                  self.frames or 1, self.room, self.size)
         pixels, clips["overlaps"] = self.rendered(clips, corners)
+        clips["hidden"] = self.curtain(np.atleast_1d(place))
+        pixels *= ~clips["hidden"][:, None, :, None, None]
         there = clips["digits"] >= 0                           # [B, K]
         centres = corners + (self.digit - 1) / 2
         clips["centres"] = np.where(there[:, None, :, None], centres % self.size if self.mode == "wrap" else
@@ -184,6 +190,15 @@ class MovingMNIST:
                 "colours": or_none(np.concatenate([first, other], 1), self.channels == 3),
                 "fps": FPS / stride}
 
+    def curtain(self, place: np.ndarray) -> np.ndarray:
+        """In which frames nothing can be seen: [B, F] of bool."""
+        frames, u = self.frames or 1, np.zeros(len(place))
+        if self.hidden:
+            u = np.array([np.random.default_rng((self.seed, SPLITS[self.split], i, 1)).random()
+                          for i in place.tolist()])
+        begin = (u * (frames - self.hidden + 1)).astype(int)[:, None]
+        return (np.arange(frames) >= begin) & (np.arange(frames) < begin + self.hidden)
+
     def rendered(self, clips: dict[str, np.ndarray], corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pixels, uint8 [B, C, F, H, W], and where both digits have ink in one place [B, F]."""
         canvas = np.zeros((len(corners), self.channels, corners.shape[1], self.size, self.size), np.uint8)
@@ -213,6 +228,9 @@ def faults(data: MovingMNIST) -> Iterator[str]:
         if not (isinstance(value, Integral) and least <= value < 2**32 or name == "frames" and value is None):
             yield (f"{name}={value!r} must be a whole number from {least} to 2**32 - 1"
                    f"{', or None for images' if name == 'frames' else ''}")
+    if not (isinstance(data.hidden, Integral) and 0 <= data.hidden < (data.frames or 1)):
+        yield (f"hidden={data.hidden!r} must be a whole number less than frames={data.frames}, or there is "
+               "nothing to see")
     if data.split not in SPLITS:
         yield f"split={data.split!r} must be one of {', '.join(SPLITS)}"
     if data.mode not in MODES:

@@ -3,14 +3,22 @@ from pathlib import Path
 
 from . import mnist
 
-SPLIT = ("mnist", "digits", "moving_mnist", "moving_digits")   # these have items to train and others to test
+KINDS = {  # of moving digits; half of the bouncing ones are shown at every fourth frame, to train
+    "moving": {"train": {}, "test": {}},
+    "bouncing": {"train": {"mode": "bounce", "counts": 1, "stride": (1, 4)},
+                 "test": {"mode": "bounce", "counts": 1}},
+    "hiding": {"train": {"mode": "bounce", "counts": 1, "hidden": 20},
+               "test": {"mode": "bounce", "counts": 1, "hidden": 20}},
+}
+CLIPS = tuple(f"{kind}_{images}" for kind in KINDS for images in ("mnist", "digits"))
+SPLIT = ("mnist", "digits", *CLIPS)                            # these have items to train and others to test
 
 
 def usual_shape(name: str | None) -> tuple[int, ...]:
     """Of an item, where nobody asks for another: 32 x 32 pixels, and 16 frames if these are videos."""
     if name == "mnist_test_seq" or Path(name or "").suffix == ".npy":
         return (1, 20, 64, 64)
-    return (1, 16, 32, 32) if name in SPLIT[2:] or is_of_videos(name) else (1, 32, 32)
+    return (1, 16, 32, 32) if name in CLIPS or is_of_videos(name) else (1, 32, 32)
 
 
 def is_of_videos(name: str | None) -> bool:
@@ -24,8 +32,9 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     """Images of shape [C, H, W] or videos of shape [C, F, H, W].
 
     name is one of SPLIT, a folder, or mnist_test_seq, the original Moving MNIST, which is only fetched if
-    `download`; None is mnist or moving_mnist.  Where MNIST cannot be had and was not asked for by name,
-    scikit-learn's digits stand in (they are `digits` and `moving_digits`), and one line says so.
+    `download`; None is mnist or moving_mnist.  bouncing_mnist has one digit, mirrored by the walls, and in
+    hiding_mnist it cannot be seen for 20 frames.  Where MNIST cannot be had and was not asked for by name,
+    scikit-learn's digits stand in (`digits`, `moving_digits` and so on), and one line says so.
     """
     channels, *frames, size = shape[:-1]
     if name not in (None, *SPLIT, "mnist_test_seq") and not Path(name).exists():
@@ -36,11 +45,12 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     if name and name not in SPLIT and frames and Path(name).is_dir():
         from .videos import video_folder
         return video_folder(name, size, frames[0], channels)
-    if name in SPLIT[2:] or name is None and frames:
+    if name in CLIPS or name is None and frames:
         from .moving_mnist import MovingMNIST
+        kind, _, digits = (name or "moving_mnist").partition("_")
         images = None
-        if name == "moving_digits":
+        if digits == "digits":
             images = mnist.load("digits", "test" if split == "test" else "train", size=28)
         return MovingMNIST(split, frames=frames[0] if frames else None, size=size, channels=channels,
-                           images=images)
+                           images=images, **KINDS[kind]["test" if split == "test" else "train"])
     return mnist.load(name, split, size, channels)

@@ -57,9 +57,16 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
     labels = torch.tensor([classes.index(path.parent) for path in clips]) if len(classes) > 1 else None
     data = Videos(folder.name, torch.stack(pixels), labels, captions_of(list(clips)))
     if data.captions and data.text is None:
-        print(f"{folder}: its captions have words that the course's have not; they are there as strings, "
-              "for pretrained encoders, but not as tokens.", file=sys.stderr)
+        print(f"{folder}: its captions have words that the course's have not, or are longer. To train on "
+              "them choose --words 1000, and perhaps --length 30; pretrained encoders read them as they are.",
+              file=sys.stderr)
     return data
+
+
+def film(path: str | Path, size: int = 32, channels: int = 1, most: int = 16) -> Tensor:
+    """The first frames, at most so many, of a picture, a GIF or a film: [C, F, size, size] in [-1, 1]."""
+    x = [prepared(picture, size, channels) for picture in pictures_of([Path(path)], most, 1)]
+    return torch.stack(x, dim=1).float() / 127.5 - 1
 
 
 def natural(path: Path) -> tuple:

@@ -2,7 +2,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .likelihood import vlb_term
@@ -70,14 +69,19 @@ class Denoiser(nn.Module):
         """x_t; t is [B] or [B, F]."""
         return self.schedule.add_noise(x0, t, noise)
 
-    def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None, **cond) -> Tensor:
-        """Mean squared error of what is predicted, plus vlb_weight times the bound if variance is learned."""
+    def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None,
+             weight: Tensor | None = None, **cond) -> Tensor:
+        """Mean squared error of what is predicted, plus vlb_weight times the bound if variance is learned.
+
+        weight of each place, broadcast to x0, such as 0 for frames that do not count.
+        """
         t = self.draw_t(len(x0), device=x0.device) if t is None else t
         noise = randn_like(x0) if noise is None else noise
         alpha, sigma = self.schedule.at(t, x0)
         x = alpha * x0 + sigma * noise
         out, v = self.run(x, t, alpha, sigma, cond)
-        loss = F.mse_loss(out, self.prediction.target(x0, noise, alpha, sigma))
+        error = (out - self.prediction.target(x0, noise, alpha, sigma)).square()
+        loss = (error if weight is None else weight * error).mean()
         if v is None:
             return loss
         # The bound teaches the variance only: no gradient reaches the mean (Improved DDPM, sec. 3.1).  Its

@@ -143,6 +143,22 @@ class DynamicThreshold(Guide):
         return dynamic_threshold(x0, self.percentile), v
 
 
+class Known(Guide):
+    """Frames `at` of x are known: the network gets them clean, at time 0 (Flexible Diffusion, sec. 3).
+
+    It must have learned from frames with times of their own.
+    """
+
+    def __init__(self, denoiser, seen: Tensor, at: Tensor):
+        super().__init__(denoiser)
+        self.seen, self.at = seen, at
+
+    def estimate(self, x, t, **cond):
+        t = (t if t.ndim == 2 else t[:, None].expand(-1, x.shape[2])).index_fill(1, self.at, 0)
+        x0, v = self.denoiser.estimate(x.index_copy(2, self.at, self.seen), t, **cond)
+        return x0.index_copy(2, self.at, self.seen), v
+
+
 class ReconstructionGuidance(Guide):
     """Video Diffusion Models, eq. 7: pull x0 towards agreeing with what was observed of it.
 

@@ -1,4 +1,6 @@
 """One attention function, used by every network."""
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -52,34 +54,45 @@ class SpatialAttention(nn.Module):
         return h + rearrange(self.attention(x, tokens), "bf (h w) c -> bf c h w", h=h.shape[2])
 
 
-class FrameAttention(Temporal):
-    """Residual attention across frames, at every pixel, with a learned bias per relative position.
+class OffsetBias(nn.Module):
+    """A learned number for every head and every distance in frames, up to a largest one."""
 
-    Video Diffusion Models, sec. 3.  Starts as the identity (zero_init).
+    def __init__(self, heads: int, dim: int | None = None, farthest: int = 64):
+        super().__init__()
+        self.farthest, self.table = farthest, nn.Parameter(torch.zeros(heads, 2 * farthest + 1))
+
+    def forward(self, offset: Tensor, e: Tensor | None = None) -> Tensor:
+        """offset [F, F] or [B, F, F] -> what is added to the scores: [heads, F, F] or [B, heads, F, F]."""
+        bias = self.table[:, (offset.clamp(-self.farthest, self.farthest) + self.farthest).long()]
+        return rearrange(bias, "h b i j -> b h i j") if bias.ndim == 4 else bias
+
+
+class FrameAttention(Temporal):
+    """Residual attention across frames, at every pixel, with a bias that knows how far apart two frames are.
+
+    Video Diffusion Models, sec. 3.  Starts as the identity (zero_init).  bias makes, of heads and dim, a
+    module from offsets and the embedded time to what is added to the scores.
     """
 
-    def __init__(self, channels: int, heads: int = 4, max_distance: int = 64, zero_init: bool = True):
+    def __init__(self, channels: int, dim: int | None = None, heads: int = 4,
+                 bias: Callable[..., nn.Module] = OffsetBias, zero_init: bool = True):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(channels), Attention(channels, heads)
-        self.max_distance = max_distance
-        self.bias = nn.Parameter(torch.zeros(heads, 2 * max_distance + 1))  # [heads, offsets]
+        self.bias = bias(heads, dim)
         if zero_init:
             nn.init.zeros_(self.attention.out.weight), nn.init.zeros_(self.attention.out.bias)
 
-    def position_bias(self, frames: Frames, device: torch.device) -> Tensor:
-        """[heads, F, F], or [B, heads, F, F] where the frames have their own index or mask."""
-        offset = relative_index(frames, device).clamp(-self.max_distance, self.max_distance)
-        bias = self.bias[:, (offset + self.max_distance).long()]            # [heads, (B,) F, F]
-        bias = rearrange(bias, "h b i j -> b h i j") if bias.ndim == 4 else bias
+    def position_bias(self, frames: Frames, device: torch.device, e: Tensor | None = None) -> Tensor:
+        """[heads, F, F], or [B, heads, F, F] where frames have their own index or mask; -inf is not seen."""
+        bias = self.bias(relative_index(frames, device), e)
         if frames.mask is not None:
-            mask = frames.mask.to(device)[:, None]                          # [B, 1, F, F]
-            bias = torch.where(mask, bias, torch.full_like(bias, float("-inf")))
+            bias = bias.masked_fill(~frames.mask.to(device)[:, None], float("-inf"))
         return bias
 
-    def forward(self, h, frames):
+    def forward(self, h, frames, e=None):
         height, width = h.shape[2:]
         x = rearrange(h, "(b f) c h w -> (b h w) f c", f=frames.count)
-        bias = self.position_bias(frames, h.device)
+        bias = self.position_bias(frames, h.device, e)
         if bias.ndim == 4:
             bias = bias.repeat_interleave(height * width, dim=0)            # [(B H W), heads, F, F]
         x = x + self.attention(self.norm(x), bias=bias.to(x.dtype))

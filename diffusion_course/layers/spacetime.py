@@ -53,22 +53,26 @@ def per_frame(e: Tensor, frames: int) -> Tensor:
 
 
 class Temporal(nn.Module):
-    """Base class of all that mixes frames: h [(B F), C, H, W] -> same shape.  This one does nothing."""
+    """Base class of all that mixes frames: h [(B F), C, H, W] -> same shape.  This one does nothing.
 
-    def forward(self, h: Tensor, frames: Frames) -> Tensor:
+    made with  channels of h, and dim of e
+    e          the embedded time, and what is added to it: [B, dim] or [B, F, dim]
+    """
+
+    def forward(self, h: Tensor, frames: Frames, e: Tensor | None = None) -> Tensor:
         return h
 
 
 class TemporalConv(Temporal):
     """A residual [3, 1, 1] convolution; starts as the identity."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, dim: int | None = None):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
         self.conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
         nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
 
-    def forward(self, h, frames):
+    def forward(self, h, frames, e=None):
         x = rearrange(nn.functional.silu(self.norm(h)), "(b f) c h w -> b c f h w", f=frames.count)
         x = rearrange(self.conv(x), "b c f h w -> (b f) h w c")
         return h + rearrange(x, "bf h w c -> bf c h w")        # a view: channels stay last in memory

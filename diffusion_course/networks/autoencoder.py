@@ -80,9 +80,8 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor, randn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Latents of unit scale, without gradient: the mean, or, with randn (torch.randn_like), a sample."""
-        mean, logvar = self.moments(fold_frames(x)[0])
-        z = mean if randn is None else mean + (logvar / 2).exp() * randn(mean)
-        return unfold_frames(z / self.std, like=x)
+        mean, logvar = (unfold_frames(part, like=x) for part in self.moments(fold_frames(x)[0]))
+        return (mean if randn is None else mean + (logvar / 2).exp() * randn(mean)) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
         """Images or videos of latents of unit scale."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import Attention
+from ..layers.embeddings import LabelToken
 
 ENCODERS = {  # config.model_type: the class that is only the text encoder; the rest are BERT-like, AutoModel
     "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel",
@@ -70,6 +71,15 @@ class TextEncoder(nn.Module):
     def pooled(self, tokens: Tensor) -> Tensor:
         """The mean over the words of a caption, [B, dim]."""
         return mean_word(self(tokens), tokens != 0)
+
+
+def asked_for(classes: int = 0, words: int = 0, length: int = 12) -> tuple[nn.ModuleDict, dict[str, Tensor]]:
+    """For the second door: tokens of a `label`, or of a `text`, or nothing; and the null of what there is."""
+    if classes:
+        return nn.ModuleDict({"label": LabelToken(classes, 64)}), {"label": torch.tensor(classes)}
+    if words:
+        return nn.ModuleDict({"text": TextEncoder(64, words, length)}), {"text": torch.zeros(length).long()}
+    return nn.ModuleDict(), {}
 
 
 class Projected(nn.Module):

@@ -48,7 +48,7 @@ class Unit(nn.Module):
             h = self.space(h)
         if self.tokens is not None:
             h = self.tokens(h, tokens)
-        return self.time(h, frames)
+        return self.time(h, frames, e)
 
 
 class Upsample(nn.Module):
@@ -71,7 +71,7 @@ class UNet(nn.Module):
     patch        fold patches of patch x patch pixels into channels first (1: the papers' network)
     efficient    halve before the units of a level and double after them, skips by 1/sqrt(2) (Imagen app. B)
     embed, tokens, stack   the three doors for conditions, see layers/conditions.py
-    temporal     fills the time slot of every unit: channels -> Temporal
+    temporal     fills the time slot of every unit: (channels, dim of the embedded time) -> Temporal
     """
 
     def __init__(self, channels: int = 1, out_channels: int | None = None, width: int = 32,
@@ -80,7 +80,7 @@ class UNet(nn.Module):
                  patch: int = 1, efficient: bool = False,
                  embed: dict[str, Callable[[int], nn.Module]] | None = None,
                  tokens: dict[str, nn.Module] | None = None, stack: dict[str, int] | None = None,
-                 temporal: Callable[[int], Temporal] | None = None):
+                 temporal: Callable[[int, int], Temporal] | None = None):
         super().__init__()
         units = (units,) * len(multipliers) if isinstance(units, int) else units
         for name, value in ("attend", attend), ("units", units):
@@ -123,11 +123,11 @@ class UNet(nn.Module):
         if temporal:
             self.add_temporal(temporal)
 
-    def add_temporal(self, make: Callable[[int], Temporal]) -> list[nn.Module]:
+    def add_temporal(self, make: Callable[[int, int], Temporal]) -> list[nn.Module]:
         """Fill the time slot of every unit; return the new layers."""
         units = [m for m in self.modules() if isinstance(m, Unit)]
         for u in units:
-            u.time = make(u.channels)
+            u.time = make(u.channels, self.embed_time.dim)
         return [u.time for u in units]
 
     def add_stack(self, name: str, channels: int) -> None:
@@ -177,3 +177,10 @@ class UNet(nn.Module):
 def image_unet(channels: int = 1, out_channels: int | None = None, width: int = 32, **options) -> UNet:
     """The U-Net of the first image papers: patches of 2 x 2 pixels, attention at the two coarser levels."""
     return UNet(channels, out_channels, width, (1, 2, 2), attend=(False, True, True), patch=2, **options)
+
+
+def latent_unet(channels: int, side: int, width: int = 48, **options) -> UNet:
+    """The same for latents of side x side, which were halved before: 8 x 8 leave room for two levels."""
+    deep = side > 8
+    return UNet(channels, width=width, multipliers=(1, 2, 2) if deep else (1, 2),
+                attend=(False, True, True) if deep else (True, True), **options)

@@ -6,18 +6,15 @@ that are left.  Any condition enters as tokens that every place of the latent ma
 Scaled down: 32 x 32 images, latents of 4 x 8 x 8, captions of 21 words, read by a transformer of two layers
 that learns with the network.  Left out: the feed-forward layer behind each cross-attention.
 """
-import torch
-
 from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import CFG, drop_condition
 from ..diffusion.predictions import Epsilon
 from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
-from ..layers.embeddings import LabelToken
-from ..networks.text import TextEncoder
-from ..networks.unet import UNet, image_unet
-from ..recipe import Preset, Recipe, paper
+from ..networks.text import asked_for
+from ..networks.unet import image_unet, latent_unet
+from ..recipe import Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 
 PRESETS = {
@@ -35,30 +32,20 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
     Without an autoencoder it works on pixels.
     """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    name, null = ("label", torch.tensor(classes)) if classes else ("text", torch.zeros(length).long())
-    tokens = LabelToken(classes, 64) if classes else TextEncoder(64, words, length)
+    tokens, null = asked_for(classes, words, length)
     if autoencoder:
-        deep = shape[1] > 8                                    # 8 x 8 latents leave room for two levels
-        net = UNet(shape[0], width=width, multipliers=(1, 2, 2) if deep else (1, 2),
-                   attend=(False, True, True) if deep else (True, True), tokens={name: tokens})
+        net = latent_unet(shape[0], shape[1], width, tokens=tokens)
     else:
-        net = image_unet(shape[0], width=width, tokens={name: tokens})
+        net = image_unet(shape[0], width=width, tokens=tokens)
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 
     def loss(batch):                                           # eq. 3
         z = first.encode(batch["x"], randn_like)
-        return denoiser.loss(z, **drop_condition({name: batch[name]}, {name: null}, p=0.1))
+        return denoiser.loss(z, **drop_condition({name: batch[name] for name in null}, null, p=0.1))
 
-    def guided(noise, cond, steps, step, scale, bar):
-        cond = null.to(noise.device).expand(len(noise), *null.shape) if cond is None else cond
-        return sample(CFG(denoiser, scale, {name: null}), noise, steps, step, bar, **{name: cond})
+    def draw(noise, cond, steps=50, step=ddim_step, scale=3.0, bar=False):
+        return sample(CFG(denoiser, scale, null), noise, steps, step, bar, **cond)
 
-    def draw_text(noise, text=None, steps=50, step=ddim_step, scale=3.0, bar=False):
-        return guided(noise, text, steps, step, scale, bar)
-
-    def draw_label(noise, label=None, steps=50, step=ddim_step, scale=3.0, bar=False):
-        return guided(noise, label, steps, step, scale, bar)
-
-    return Recipe(denoiser, loss, draw_label if classes else draw_text, shape, autoencoder=first,
+    return Recipe(denoiser, loss, asking(draw, null), shape, autoencoder=first,
                   data="mnist" if classes else "moving_mnist", item=item)

@@ -4,71 +4,102 @@ An image U-Net becomes a video U-Net when every block is followed by attention o
 one-frame videos, so both train together.  A clip is extended by replacing what is known and guiding what
 is not.
 
-Scaled down: 16 frames of 32 x 32.  Left out: text, the super-resolution cascade.
+Scaled down: 16 frames of 32 x 32 pixels, or latents of them, which the paper has not.  A label or a text
+enters by cross-attention (in the paper: an attention-pooled BERT, added to the time).  Left out: the
+super-resolution cascade, the learned mix of variances in ancestral sampling.
 """
 import torch
 from torch import Tensor
 
-from ..diffusion.denoiser import Denoiser
-from ..diffusion.guidance import ReconstructionGuidance
+from ..diffusion.denoiser import Denoiser, stratified
+from ..diffusion.guidance import CFG, ReconstructionGuidance, drop_condition
 from ..diffusion.predictions import V
-from ..diffusion.random import rand
-from ..diffusion.samplers import ancestral_step, last, noise_of, sample, trajectory
+from ..diffusion.random import rand, randn_like
+from ..diffusion.samplers import ancestral_step, ddim_step, last, noise_of, sample, trajectory
 from ..diffusion.schedules import Cosine
+from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
-from ..networks.unet import UNet
-from ..recipe import Preset, Recipe, paper
+from ..networks.text import asked_for
+from ..networks.unet import image_unet, latent_unet
+from ..recipe import Preset, Recipe, asking, paper
+from .autoencoder_kl import first_stage
 
+LATENTS = {"autoencoder": "vae-mm", "width": 48, "images": 2}
 PRESETS = {
-    "smoke": Preset(steps=40, batch_size=8, recipe={"width": 8, "frames": 8, "size": 16}),
-    "laptop": Preset(steps=2000, batch_size=16, recipe={"frames": 8, "size": 16}),
-    "t4": Preset(steps=20_000, batch_size=16, lr=1e-3, recipe={"width": 48}),
+    "smoke": Preset(steps=20, batch_size=8, recipe={"width": 16, "frames": 8, "size": 16}),
+    "laptop": Preset(steps=1000, batch_size=8, init="img-mm", recipe=LATENTS),
+    "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="img-mm", recipe=LATENTS),
 }
 
 
 @paper
-def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1, images: int = 4) -> Recipe:
-    """images: how many independent frames are appended to every clip of a batch (0, 4 and 8 in the paper)."""
-    net = UNet(channels, width=width, multipliers=(1, 2, 2), attend=(False, True, True),
-               temporal=FrameAttention)
-    denoiser = Denoiser(net, Cosine(), V())
+def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1, images: int = 4,
+           classes: int = 0, words: int = 0, length: int = 12, autoencoder: Recipe | None = None) -> Recipe:
+    """Clips of so many frames; for a `label` if classes > 0, for a `text` of so many words if words > 0.
+
+    images: how many independent frames are appended to every clip of a batch (0, 4 and 8 in the paper).
+    """
+    first, shape, item = first_stage(autoencoder, (channels, size, size))
+    tokens, null = asked_for(classes, words, length)
+    if autoencoder:
+        net = latent_unet(shape[0], shape[1], width, tokens=tokens, temporal=FrameAttention)
+    else:
+        net = image_unet(shape[0], width=width, tokens=tokens, temporal=FrameAttention)
+    schedule = Cosine()
+    denoiser = Denoiser(net, schedule, V(), stratified(schedule))
 
     def loss(batch):                                           # sec. 3: joint training
-        clip, count = batch["x"], batch["x"].shape[2]
-        others = clip.roll(1, 0)                               # images: frames of another clip, in any order
-        pick = (rand(len(clip), images, device=clip.device) * count).long()
-        pick = pick[:, None, :, None, None].expand(-1, clip.shape[1], -1, *clip.shape[3:])
-        return denoiser.loss(torch.cat([clip, others.gather(2, pick)], dim=2), frames=joint(clip, images))
+        z = first.encode(batch["x"], randn_like)               # [B, C, F, H, W]
+        others = z.roll(1, 0)                                  # images: frames of another clip, in any order
+        pick = (rand(len(z), images, device=z.device) * z.shape[2]).long()
+        pick = pick[:, None, :, None, None].expand(-1, z.shape[1], -1, *z.shape[3:])
+        cond = drop_condition({name: batch[name] for name in null}, null, p=0.1)
+        return denoiser.loss(torch.cat([z, others.gather(2, pick)], dim=2),
+                             frames=joint(z, images, batch.get("fps")), **cond)
 
-    def draw(noise, steps=64, step=ancestral_step, bar=False):
-        return sample(denoiser, noise, steps, step, bar)
+    def draw(noise, cond, steps=25 if null else 50, step=ddim_step, scale=2.0 if null else 1.0, start=None,
+             scheme=autoregressive, stride=1, bar=False):
+        guided, start = CFG(denoiser, scale, null), None if start is None else first.encode(start)
 
-    return Recipe(denoiser, loss, draw, (channels, frames, size, size), data="moving_mnist")
+        def make(noise, index, seen, at):                      # guidance and Langevin cost evaluations, too
+            known = {"frames": Frames(len(index), index.expand(len(noise), -1) * stride)} | cond
+            if not len(at):
+                return sample(guided, noise, steps, step, bar, **known)
+            return extend(guided, seen, noise, max(1, steps // 2), at=at, bar=bar, **known)
+
+        return follow(scheme, make, noise, start, frames)
+
+    return Recipe(denoiser, loss, asking(draw, null), (shape[0], frames, *shape[1:]), autoencoder=first,
+                  data="moving_mnist" if words else "bouncing_mnist", item=(item[0], frames, *item[1:]))
 
 
-def joint(clip: Tensor, images: int) -> Frames:
-    """The frames of a clip see one another; each image behind them sees only itself."""
+def joint(clip: Tensor, images: int, fps: Tensor | None = None) -> Frames:
+    """The frames of a clip see one another; each image behind them sees only itself.
+
+    fps [B]: clips of fewer than 8 frames per second skip some, and their frames have numbers that say so.
+    """
     count = clip.shape[2]
     mask = torch.eye(count + images, dtype=torch.bool, device=clip.device)
     mask[:count, :count] = True
-    index = torch.arange(count + images, device=clip.device)
-    return Frames(count + images, index.expand(len(clip), -1), mask.expand(len(clip), -1, -1))
+    index = torch.arange(count + images, device=clip.device).expand(len(clip), -1)
+    index = index if fps is None else index * (8 / fps)[:, None]
+    return Frames(count + images, index, mask.expand(len(clip), -1, -1))
 
 
-def extend(denoiser, start: Tensor, noise: Tensor, times: int | Tensor = 64, scale: float = 2.0,
-           langevin: int = 1, delta: float = 0.1, **cond) -> Tensor:
-    """A video like noise [B, C, F, H, W] whose first frames are start (sec. 3.1).
+def extend(denoiser, seen: Tensor, noise: Tensor, times: int | Tensor = 25, scale: float = 2.0,
+           langevin: int = 1, delta: float = 0.1, at: Tensor | None = None, bar: bool = False,
+           **cond) -> Tensor:
+    """A video like noise [B, C, F, H, W] that shows `seen` at the frames `at`, the first ones by default.
 
     scale = 0 is the replacement method; with scale > 0 the other frames are guided as well (eq. 7).  langevin
-    steps correct x after every step of the sampler.
+    steps correct x after every step of the sampler: there are (1 + langevin) times - langevin evaluations.
     """
-    seen = start.shape[2]
-    guide = ReconstructionGuidance(denoiser, lambda x0: x0[:, :, :seen], start, scale) if scale else denoiser
+    at = torch.arange(seen.shape[2], device=noise.device) if at is None else at
+    guide = ReconstructionGuidance(denoiser, lambda x0: x0[:, :, at], seen, scale) if scale else denoiser
 
-    def replaced(x: Tensor, t: Tensor) -> Tensor:
-        known = denoiser.add_noise(start, t, torch.randn_like(start))
-        return torch.cat([known, x[:, :, seen:]], dim=2)
+    def replaced(x: Tensor, t: Tensor) -> Tensor:              # at the current level, with fresh noise
+        return x.index_copy(2, at, denoiser.add_noise(seen, t, torch.randn_like(seen)))
 
     def step(_, x, t, s, **cond):
         x = replaced(ancestral_step(guide, x, t, s, **cond), s)
@@ -76,10 +107,10 @@ def extend(denoiser, start: Tensor, noise: Tensor, times: int | Tensor = 64, sca
             _, sigma = denoiser.schedule.at(s, x)
             score = -noise_of(denoiser.schedule, x, guide(x, s, **cond), s)    # times sigma
             moved = x + delta / 2 * sigma * score + delta**0.5 * sigma * torch.randn_like(x)
-            x = torch.cat([x[:, :, :seen], moved[:, :, seen:]], dim=2)
+            x = moved.index_copy(2, at, x[:, :, at])
         return x
 
     times = denoiser.schedule.times(times) if isinstance(times, int) else times
     first = times[:1].to(noise)
     x = replaced(denoiser.schedule.at(first, noise)[1] * noise, first.expand(len(noise)))
-    return last(trajectory(denoiser, x, times, step, **cond))
+    return last(trajectory(denoiser, x, times, step, bar, **cond))

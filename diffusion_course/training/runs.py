@@ -10,6 +10,8 @@ from accelerate import PartialState
 
 from .. import papers
 from ..data import sources
+from ..data.captions import tokens
+from ..data.images import Images
 from ..recipe import Recipe, preset_name
 from . import checkpoints
 from .checkpoints import CheckpointError
@@ -22,8 +24,9 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
           **options) -> tuple[Trainer, Any]:
     """A trainer for a paper at a preset, and its batches; with resume it goes on with what is in the folder.
 
-    init names a model whose weights it starts from; recipe and numbers take the place of the preset's own
-    arguments; options are the trainer's.
+    init names a model whose weights it starts from, "none" is none; recipe and numbers take the place of the
+    preset's own arguments; options are the trainer's.  On data of one's own a preset does not begin with
+    models of the course.
     """
     module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
     begun = (state := folder / "state.safetensors").exists()
@@ -31,16 +34,23 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another "
                          "--out")
     plan = replace(module.PRESETS[preset], **(numbers or {}))
+    kwargs, init = {**plan.recipe, **(recipe or {})}, init or plan.init
+    if data is not None and data not in sources.SPLIT:         # the course's models know digits only
+        kwargs = {name: value for name, value in kwargs.items() if name in (recipe or {}) or
+                  name not in parts(module)}
+        init = None if init == plan.init else init
     torch.manual_seed(seed)
-    made = module.recipe(**with_parts(module, {**plan.recipe, **(recipe or {})}))
+    made = module.recipe(**with_parts(module, kwargs))
     data = data or (None if made.data == "mnist" else made.data)
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
         source = sources.load(data, made.item)
+    said = {name: made.origin.kwargs[name] for name in ("words", "length") if made.origin.kwargs.get(name)}
+    source = replace(source, **said) if isinstance(source, Images) else source
     check(made, source)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
     facts = {"data": source.name, "preset": preset, "batch_size": plan.batch_size}
-    if init and not begun:
+    if init not in (None, "none") and not begun:
         facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(init))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)
@@ -59,11 +69,17 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
 
 def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:
     """kwargs with the names of models that must be trained first replaced by the models."""
-    wanted = {name for name, p in inspect.signature(module.recipe).parameters.items()
-              if p.annotation == Recipe | None}
-    return {name: checkpoints.load_model(checkpoints.locate(value))
-                  if name in wanted and isinstance(value, str) else value
+    def model(value):
+        return None if value == "none" else checkpoints.load_model(checkpoints.locate(value))
+
+    return {name: model(value) if name in parts(module) and isinstance(value, str) else value
             for name, value in kwargs.items()}
+
+
+def parts(module) -> set[str]:
+    """Which arguments of a paper's recipe are models that were trained before."""
+    return {name for name, p in inspect.signature(module.recipe).parameters.items()
+            if p.annotation == Recipe | None}
 
 
 def check(recipe: Recipe, source: Any) -> None:
@@ -72,6 +88,8 @@ def check(recipe: Recipe, source: Any) -> None:
         raise ValueError(f"{source.name} holds items of {list(source.shape)}, but {recipe.origin.paper} "
                          f"makes samples of {list(recipe.item)}; choose other --data")
     if recipe.takes("text") and "text" not in source[slice(1)]:
+        if getattr(source, "captions", None):
+            tokens(source.captions, source.words, source.length)               # says what is wrong with them
         raise ValueError(f"{recipe.origin.paper} learns from captions, and {source.name} has none; choose "
                          "--data mnist or moving_mnist")
     classes = recipe.origin.kwargs.get("classes")

@@ -46,9 +46,9 @@ def test_heads_must_divide_the_width():
 
 
 def temporal(**kwargs):
-    layer = wake(FrameAttention(8, 2, zero_init=False))
+    layer = wake(FrameAttention(8, heads=2, zero_init=False))
     with torch.no_grad():
-        layer.bias.normal_()
+        layer.bias.table.normal_()
     return layer
 
 

@@ -181,7 +181,7 @@ def test_geometry_reaches_the_temporal_layers():
     net, x, t = small(temporal=FrameAttention), torch.randn(2, 1, 4, 16, 16), torch.rand(2)
     for module in net.modules():
         if isinstance(module, FrameAttention):
-            module.bias.data.normal_()
+            module.bias.table.data.normal_()
     plain = net(x, t)
     torch.testing.assert_close(net(x, t, frames=Frames(4, index=torch.arange(4).expand(2, 4))), plain)
     spread = net(x, t, frames=Frames(4, index=torch.tensor([[0, 1, 2, 3], [0, 5, 9, 20]])))

@@ -1,4 +1,4 @@
-"""What makes a diffusion transformer work: python tests/benchmarks/transformers.py [--steps 500] [--n 512].
+"""What makes a diffusion transformer work: python tests/benchmarks/dit_variants.py [--steps 500] [--n 512].
 
 Digits of 16 x 16 pixels.  Four ways for the condition to get in (DiT sec. 3.2), two seeds each; patches of 8,
 4 and 2 pixels by depths of 2, 4 and 8, against compute; and a U-Net of about the compute of the largest of
@@ -46,9 +46,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--n", type=int, default=512)
-    parser.add_argument("--out", type=Path, help="default: data/results/transformers.json")
+    parser.add_argument("--out", type=Path, help="default: data/results/dit_variants.json")
     arguments = parser.parse_args()
-    study = Study("transformers", arguments.out, n=arguments.n, steps=arguments.steps, size=SIZE, batch=BATCH)
+    study = Study("dit_variants", arguments.out, n=arguments.n, steps=arguments.steps, size=SIZE, batch=BATCH)
     test, label = mnist("test", size=SIZE), torch.arange(arguments.n) % 10
     eye = Eye(test[torch.arange(len(test))]["x"])
     digits = mnist("train", size=SIZE).batches(arguments.n)[0]["x"]
