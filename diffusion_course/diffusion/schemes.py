@@ -13,27 +13,24 @@ Call = tuple[list[int], list[int]]  # frames that are seen, frames that are made
 Scheme = Callable[..., Iterator[Call]]
 
 
-def first_call(length: int, given: int, window: int) -> Iterator[Call]:
-    """Without a start the first call makes as many frames as the network can see."""
-    if not given:
-        yield [], list(range(min(window, length)))
+def ahead(length: int, given: int, window: int, step: int) -> Iterator[tuple[int, list[int]]]:
+    """From left to right: how many frames there are, and which are made: as many as fit, then `step`."""
+    done = given
+    while done < length:
+        new = window - min(done, window - step)
+        yield done, list(range(done, min(done + new, length)))
+        done += new
 
 
 def autoregressive(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
     """Look at the latest frames only."""
-    length = video.shape[2]
-    yield from first_call(length, given, window)
-    for done in range(given or window, length, step):
-        new = list(range(done, min(done + step, length)))
+    for done, new in ahead(video.shape[2], given, window, step):
         yield list(range(max(0, done - window + len(new)), done)), new
 
 
 def long_range(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
     """Look at the latest frames, and as many of the very first."""
-    length = video.shape[2]
-    yield from first_call(length, given, window)
-    for done in range(given or window, length, step):
-        new = list(range(done, min(done + step, length)))
+    for done, new in ahead(video.shape[2], given, window, step):
         room = min(window - len(new), done)
         late = list(range(done - (room - room // 2), done))
         yield list(range(room - len(late))) + late, new

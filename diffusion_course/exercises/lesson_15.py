@@ -1,100 +1,63 @@
-"""Lesson 15, Flexible Diffusion Modeling: schemes, which say what each call sees and what it makes.
+"""Lesson 15, flexible diffusion: three schemes, which say of each call what it sees and what it makes.
 
-The learner's functions yield pairs (seen, new) of lists of frame numbers.  Those of this file yield the same, but
-`rows` turns their calls into a tensor, so that judge can compare an answer with the wrong ones.
+Learners yield pairs (seen, new) of lists of frame numbers.  To be compared, calls become a picture
+[calls, frames]: 1/2 where a frame is seen, 1 where it is made.
 """
 import functools
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterator
+from itertools import groupby, islice
 from operator import index
 
 import numpy as np
 import torch
 
-from ..classroom.exercise import Exercise, NotSolved, Wrong, kind, tensor
+from ..classroom.exercise import Exercise, Wrong, tensor
+from ..diffusion.schemes import long_range
 
 
-def rows(scheme):
-    """The scheme, but it returns its calls as rows [K, 3]: which call, which frame, 1/2 if seen or 1 if made."""
-    @functools.wraps(scheme)
-    def answer(*args):
-        return flat(scheme(*args))
-    return answer
+def picture(calls, length):
+    return torch.tensor([[1.0 if i in new else 0.5 * (i in seen) for i in range(length)]
+                         for seen, new in calls])
 
 
-def flat(calls):
-    return torch.tensor([(n, i, made) for n, (seen, new) in enumerate(calls)
-                         for made, frames in ((0.5, seen), (1.0, new)) for i in sorted(frames)]).double()
+def pictured(scheme):
+    return functools.wraps(scheme)(lambda *args: picture(scheme(*args), args[0]))
 
 
-def plan(answer, length, window, step, *more):
-    """What an answer yields, as (seen, new) in rising order; Wrong where a scheme breaks its contract."""
+def calls_of(answer, length, window, step, *more):
+    """What an answer yields, as sorted lists, and words for the case; Wrong if it breaks the contract."""
     out = answer(length, window, step, *more)
-    if not isinstance(out, Iterable) or isinstance(out, (str, dict)):
-        raise Wrong(f"It should yield pairs of lists, (seen, new), but returns {kind(out)}.")
     try:
-        calls = list(islice(out, 1000))                        # it need not end
-    except NotImplementedError as error:
-        raise NotSolved(f"It raises {answer.describe(error)}.") from None
+        out = list(islice(out, 1000)) if isinstance(out, Iterator) else out
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise Wrong(f"It raises {answer.describe(error)}.") from None
-    if not calls:
-        raise Wrong("It yields nothing at all.")
-    if not isinstance(calls[0], tuple) and np.shape(calls[0]) == (3,):
-        calls = unflat(tensor(out, (len(calls), 3), "What it yields").tolist())
     try:
-        calls = [tuple(sorted(map(index, frames)) for frames in call) for call in calls]
-        assert all(len(call) == 2 for call in calls)
+        if all(len(call) == length for call in out):           # it is a picture
+            table = tensor(out, (len(out), length), "The picture")
+            out = [[(row == kind).nonzero().flatten() for kind in (0.5, 1)] for row in table]
+        calls = [(sorted(map(index, seen)), sorted(map(index, new))) for seen, new in out]
     except Exception:
-        raise Wrong("Each call should be a pair of lists, (seen, new), of whole numbers.") from None
-    answer.out = flat(calls)                                   # a generator can be read only once
-    contract(calls, length, window, step)
-    return calls
-
-
-def unflat(table):
-    calls = [([], []) for _ in range(int(min(table[-1][0], len(table))) + 1)]
-    for n, i, made in table:
-        if made not in (0.5, 1) or n not in range(len(calls)) or i != int(i):
-            raise Wrong("It should yield pairs of lists, (seen, new).")
-        calls[int(n)][made == 1].append(int(i))
-    return calls
-
-
-def contract(calls, length, window, step):
+        raise Wrong("It should yield pairs of lists of whole numbers, (seen, new).") from None
+    answer.out = picture(calls, length)                        # what is yielded can be read only once
     case, done = f"With length {length}, window {window} and step {step},", set()
     for n, (seen, new) in enumerate(calls, 1):
-        if not new:
-            raise Wrong(f"{case} call {n} makes no frame.")
-        for i in seen + new:
-            if not 0 <= i < length:
-                raise Wrong(f"{case} call {n} asks for frame {i}; there are only 0 to {length - 1}.")
-        if len(set(new)) < len(new) or done & {*new}:
-            raise Wrong(f"{case} a frame of call {n} is made twice: {span(new)} after {span(done)}.")
-        if len(set(seen)) < len(seen) or {*seen} - done:
-            raise Wrong(f"{case} call {n} sees {span(seen)}, but only {span(done)} is there, each once.")
-        if len(seen) + len(new) > window:
-            raise Wrong(f"{case} call {n} has {len(seen)} frames to see and {len(new)} to make: too many.")
-        if n > 1 and len(new) > step:
-            raise Wrong(f"{case} call {n} makes {len(new)} frames.")
+        for bad, what in ((not new, "makes nothing"), (done & {*new}, "makes a frame again"),
+                          ({*new} - {*range(length)}, "makes a frame that is not in the video"),
+                          ({*seen} - done, "sees a frame that is not there yet"),
+                          (len({*seen, *new}) < len(seen + new), "names a frame twice"),
+                          (len(seen + new) > window, f"has {len(seen + new)} frames in all")):
+            if bad:
+                raise Wrong(f"{case} call {n} {what}: it sees {spans(seen)} and makes {spans(new)}.")
         done |= {*new}
     if len(done) < length:
-        raise Wrong(f"{case} {span(set(range(length)) - done)} is never made.")
+        raise Wrong(f"{case} it never makes {spans({*range(length)} - done)}.")
+    return calls, case
 
 
-def span(frames):
+def spans(frames):
     """Frame numbers in short: 0-3, 8, 12-15."""
-    ends = [f"{i}" if {i - 1, i + 1} & {*frames} == set() else "" if {i - 1, i + 1} <= {*frames} else
-            f"{i}-" if i + 1 in frames else f"{i}" for i in sorted(frames)]
-    return ", ".join("".join(f"{end} " if end and end[-1] != "-" else end for end in ends).split()) or "nothing"
-
-
-def equal(calls, want, length, window, step):
-    for n, (call, right) in enumerate(zip(calls, want), 1):
-        for verb, got, frames in zip(("see", "make"), call, right):
-            if got != sorted(frames):
-                raise Wrong(f"With length {length}, window {window} and step {step}, call {n} should {verb} "
-                            f"{span(frames)}, but has {span(got)} to {verb}.")
+    runs = [[i for _, i in run] for _, run in groupby(enumerate(sorted(frames)), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else f"{run[0]}" for run in runs) or "nothing"
 
 
 # 15.1 -----------------------------------------------------------------------------------------------------
@@ -106,55 +69,46 @@ def look_back(length, window, step):
 
 
 def check_look_back(answer, g):
-    for args in ((20, 8, 3), (64, 16, 8), (5, 8, 4), (31, 10, 7), (24, 6, 1)):
-        equal(plan(answer, *args), look_back(*args), *args)
+    for args in ((21, 8, 3), (64, 16, 8), (5, 8, 4), (31, 10, 7), (24, 6, 1)):
+        calls, case = calls_of(answer, *args)
+        for n, (call, want) in enumerate(zip(calls, look_back(*args)), 1):
+            if call != want:
+                raise Wrong(f"{case} call {n} should see {spans(want[0])} and make {spans(want[1])}, but it "
+                            f"sees {spans(call[0])} and makes {spans(call[1])}.")
 
 
-def blocks(length, window, step, choose, start=None):
-    """The calls of a video made in order, that see choose(done, new)."""
-    start = min(start or window, length)
-    yield [], list(range(start))
-    for done in range(start, length, step):
-        new = list(range(done, min(done + step, length)))
-        yield choose(done, new), new
-
-
-def overshoot(length, window, step):
-    yield [], list(range(window))
-    for done in range(window, length, step):
-        yield list(range(done - window + step, done)), list(range(done, done + step))
+def seeing(choose, scheme=look_back):
+    """The scheme, but its calls see choose(done, new, window, step) of what is done."""
+    def other(*args):
+        done = []
+        for seen, new in scheme(*args[:3]):
+            yield choose(done, new, *args[1:3]) if seen else [], new
+            done = sorted(done + new)
+    return pictured(other)
 
 
 first = Exercise(
     key="15.1", title="the latest frames", points=1,
-    prompt="Yield the calls of the autoregressive scheme as pairs of lists of frame numbers, (seen, new). The "
-           "first call sees nothing and makes the first `window` frames; each later one makes the next `step`, "
-           "and sees the latest ones that are there, as many as it can with at most `window` in all. The "
-           "video has `length` frames: the last call may make fewer, and the first, too.",
-    hints=("yield [], list(range(window)) is the first call. How many frames are done after it?",
-           "With `done` frames there, the new ones are done ... min(done + step, length) - 1.",
-           "There is room for window - len(new) more: list(range(done - (window - len(new)), done)). For the "
-           "first call, min(window, length)."),
-    check=check_look_back, solution=rows(look_back),
-    why="Whatever has left the window is forgotten: frame 63 can depend on frame 0 only through all that lies "
-        "between. Where fewer frames are new, the room that they leave is used for seeing.",
+    prompt="Yield the calls of the autoregressive scheme, as pairs (seen, new) of lists of frame numbers. "
+           "The first call sees nothing and makes the first `window` frames. Each later one makes the next "
+           "`step` and sees the latest that are done, as many as fit: at most `window` frames take part in a "
+           "call. The video has `length` frames; where it ends, a call makes fewer.",
+    hints=("The first is: yield [], list(range(window)). How many frames are done after it?",
+           "If `done` frames are done, the new ones are list(range(done, min(done + step, length))).",
+           "To see, window - len(new) places are left; the last of those frames is done - 1. And the first "
+           "call makes min(window, length)."),
+    check=check_look_back, solution=pictured(look_back),
+    why="What has left the window is forgotten: frame 63 knows of frame 0 only what call after call handed "
+        "on. A scheme is no more than such lists, so it can be chosen after training.",
     wrong=(
-        (rows(lambda length, window, step: blocks(length, window, step, lambda done, new: list(range(
-            done - window + step, done)))),
-         "Where the last call makes fewer than `step`, it can see more: the room is window - len(new)."),
-        (rows(overshoot),
-         "A call makes `step` frames even if the video has ended before. Stop at `length`."),
-        (rows(lambda length, window, step: blocks(length, window, step, lambda done, new: list(range(done)))),
-         "Each call sees all that is there. Seen and new together must fit into the window."),
-        (rows(lambda length, window, step: blocks(length, window, step, lambda done, new: list(range(
-            done - window, done)))),
-         "The window holds the new frames, too, so there is room for window - len(new) to be seen."),
-        (rows(lambda length, window, step: blocks(length, window, step, lambda done, new: list(range(
-            window - len(new))))),
-         "These are the very first frames. The scheme looks at the latest."),
-        (rows(lambda length, window, step: blocks(length, window, step, lambda done, new: list(range(
-            max(0, done - window + len(new)), done)), step)),
-         "The first call sees nothing, so it has the whole window for new frames, not only `step`.")))
+        (seeing(lambda done, new, window, step: done[step - window:]),
+         "The last call makes fewer frames than `step`, so it can see more: window - len(new)."),
+        (seeing(lambda done, *_: done),
+         "Each call sees all that is done. Seen and new together must fit into the window."),
+        (seeing(lambda done, new, window, step: done[-window:]),
+         "The new frames take part, too, so only window - len(new) can be seen."),
+        (seeing(lambda done, new, window, step: done[:window - len(new)]),
+         "These are the very first frames. The scheme looks at the latest.")))
 
 
 # 15.2 -----------------------------------------------------------------------------------------------------
@@ -167,86 +121,60 @@ def coarse_to_fine(length, window, step):
         new = missing[k:k + step]
         before, after = [i for i in done if i < new[0]], [i for i in done if i > new[-1]]
         inside = [i for i in done if new[0] < i < new[-1]]
-        seen = before[-1:] + after[:1] + inside + after[1:2] + before[-2::-1]  # what matters most comes first
+        seen = before[-1:] + after[:1] + inside + after[1:2] + before[-2::-1]  # the needed ones first
         yield sorted(seen[:window - len(new)]), new
         done = sorted(done + new)
 
 
 def check_coarse_to_fine(answer, g):
-    for length, window, step in ((64, 16, 8), (90, 8, 4), (7, 9, 3), (30, 12, 3), (53, 10, 5)):
-        calls = plan(answer, length, window, step)
-        case = f"With length {length}, window {window} and step {step},"
-        seen, done = calls[0]
+    for length, window, step in ((64, 16, 8), (90, 8, 4), (7, 9, 3), (30, 12, 3)):
+        calls, case = calls_of(answer, length, window, step)
+        done, count = calls[0][1], min(window, length)
         gaps = np.diff(done)
-        if seen or len(done) < min(window, length) or gaps.max() > gaps.min() + 1 or done[-1] < length - 1:
-            raise Wrong(f"{case} the first call should make {min(window, length)} frames at even distances "
-                        f"from 0 to {length - 1}, but makes {span(done)}.")
-        missing = sorted({*range(length)} - {*done})
+        if len(done) < count or done[0] or done[-1] < length - 1 or gaps.max() > gaps.min() + 1:
+            raise Wrong(f"{case} the first call should make {count} frames at even distances from 0 to "
+                        f"{length - 1}, but makes {spans(done)}.")
+        missing = [i for i in range(length) if i not in done]
         for n, (seen, new) in enumerate(calls[1:]):
-            if new != missing[n * step:(n + 1) * step]:
-                raise Wrong(f"{case} call {n + 2} should make {span(missing[n * step:(n + 1) * step])}, the "
-                            f"next of those that are missing, but makes {span(new)}.")
-            last = max(i for i in done if i < new[0])
-            inside = [i for i in done if last <= i < new[-1]] + [min(i for i in done if i > new[-1])]
-            if unseen := {*inside} - {*seen}:
-                raise Wrong(f"{case} call {n + 2} makes {span(new)}, but does not see {span(unseen)}.")
+            if new != (want := missing[n * step:(n + 1) * step]):
+                raise Wrong(f"{case} call {n + 2} should make {spans(want)}, but makes {spans(new)}.")
+            left, right = max(i for i in done if i < new[0]), min(i for i in done if i > new[-1])
+            if unseen := {i for i in done if left <= i <= right} - {*seen}:
+                raise Wrong(f"{case} call {n + 2} makes {spans(new)} without seeing {spans(unseen)}.")
             done = done + new
 
 
-def fill(length, window, step, choose, first=None, skip=True):
-    """Hierarchy-2 in variations: the first call, and what is seen of what is done."""
-    done = first or next(coarse_to_fine(length, window, step))[1]
-    yield [], done
-    missing = [i for i in range(length) if not skip or i not in done]
-    for k in range(0, len(missing), step):
-        new = missing[k:k + step]
-        yield sorted(choose(sorted(done), new, window - len(new))), new
-        done = done + new
-
-
-def nearest(done, new, room):
-    return sorted(done, key=lambda i: max(new[0] - i, i - new[-1], 0))[:room]
-
-
-def both_sides(done, new, room):
-    return [i for i in done if i < new[0]][-1:] + nearest([i for i in done if i > new[0]], new, room - 1)
+def nearest(done, new, window, step):
+    return sorted(done, key=lambda i: max(new[0] - i, i - new[-1], 0))[:window - len(new)]
 
 
 second = Exercise(
     key="15.2", title="coarse to fine", points=2,
-    prompt="Yield the calls (seen, new) of hierarchy-2. The first call sees nothing and makes min(window, "
-           "length) frames at even distances, from frame 0 to the last; rounding may change a distance by 1. "
-           "Later calls make the missing frames in order, `step` at a time. Each sees at least the nearest "
-           "done frame before its new ones, the nearest after them, and all done ones between them; at most "
-           "`window` frames take part in a call. (Those three always fit in.)",
+    prompt="Yield the calls (seen, new) of hierarchy-2. The first sees nothing and makes min(window, length) "
+           "frames at even distances (rounded) from frame 0 to the last. Later calls make the missing frames "
+           "in order, `step` at a time. Each sees the nearest done frame before its new ones, the nearest "
+           "after, and all between; what else is up to you. At most `window` frames take part in a call.",
     hints=("Of `count` places at even distances, number i is round(i * (length - 1) / (count - 1)).",
-           "Keep a list of what is done; the missing frames are the others. A block of them has done frames "
-           "before, between and after.",
-           "Put the nearest before and the nearest after first, then those between, then others; cut at "
-           "window - len(new). After each call its new frames are done."),
-    check=check_coarse_to_fine, solution=rows(coarse_to_fine),
-    why="The first call decides what happens over the whole video, so no two frames are far from each other "
-        "in calls. All later ones only fill in: what they see on either side keeps them from drifting.",
+           "Keep a list of what is done; the missing frames are the others. Cut them into blocks of `step`.",
+           "List the nearest before, the nearest after, those between, and then others; keep the first "
+           "window - len(new) of them. After each call its new frames are done."),
+    check=check_coarse_to_fine, solution=pictured(coarse_to_fine),
+    why="The first call decides about the whole video, so frame 0 and the last are made together. All later "
+        "calls only fill in: what they see on both sides keeps them from drifting.",
     wrong=(
-        (rows(lambda length, window, step: fill(length, window, step, both_sides,
-                                                list(range(min(window, length))))),
+        (pictured(look_back),
          "The first call makes the beginning, as the autoregressive scheme does. Spread it over the video."),
-        (rows(lambda length, window, step: fill(length, window, step, both_sides,
-                                                list(range(0, length, -(-length // window))))),
-         "Every so many frames from 0 on, the last frame is missed. Divide the way to length - 1 instead."),
-        (rows(lambda length, window, step: fill(length, window, step, lambda done, new, room: [
-            i for i in done if i < new[0]][-room:])),
+        (seeing(lambda done, new, window, step: [i for i in done if i < new[0]][len(new) - window:],
+                coarse_to_fine),
          "Only the past is seen. Frames of the first call that come later are there, too."),
-        (rows(lambda length, window, step: fill(length, window, step, lambda done, new, room: done)),
-         "Everything that is done is seen. There is room for window - len(new) only."),
-        (rows(lambda length, window, step: fill(length, window, step, both_sides, skip=False)),
-         "The later calls make all frames, also those of the first call. Leave out what is done."),
-        (rows(lambda length, window, step: fill(length, window, step, lambda done, new, room: nearest(
-            next(coarse_to_fine(length, window, step))[1], new, room))),
+        (seeing(lambda done, *_: done, coarse_to_fine),
+         "Everything done is seen. There is room for window - len(new) frames."),
+        (seeing(lambda done, new, window, step: nearest(
+            next(coarse_to_fine(done[-1] + 1, window, step))[1], new, window, step), coarse_to_fine),
          "Only frames of the first call are seen. What later calls made is done as well, and nearer."),
-        (rows(lambda length, window, step: fill(length, window, step, nearest)),
-         "These are the nearest of all. Where a gap is long, they all lie before the new frames: keep a place "
-         "for the first one after them.")))
+        (seeing(nearest, coarse_to_fine),
+         "Where a gap is long, the nearest ones all lie on one side. Keep a place for the first one after "
+         "the new frames.")))
 
 
 # 15.3 -----------------------------------------------------------------------------------------------------
@@ -254,51 +182,67 @@ def look_greedily(length, window, step, cov):
     yield [], list(range(min(window, length)))
     for done in range(window, length, step):
         new, seen = list(range(done, min(done + step, length))), []
-        left = cov.clone()                                     # the covariance that is left, given `seen`
+        left = cov.clone()                                     # the covariance, given what is seen
         while len(seen) < window - len(new):
             link = left[:done, new]
             told = (link @ left[new][:, new].inverse() * link).sum(1) / left.diagonal()[:done]
             told[seen] = -1
-            best = told.argmax().item()
+            best = told.argmax().item()                        # it tells most about the new frames
             seen.append(best)
             left = left - left[best].outer(left[best]) / left[best, best]
         yield sorted(seen), new
 
 
 def check_look_greedily(answer, g):
-    for name, shots, args in (("in the toy of the lesson", False, (40, 10, 5)),
-                              ("in the toy of the lesson", False, (64, 16, 8)),
-                              ("in a video that cuts between two cameras", True, (40, 10, 5)),
-                              ("in a video that cuts between two cameras", True, (56, 16, 8))):
-        time = torch.arange(args[0]).double()
-        cov = 0.5 + 0.5 * 0.9 ** (time - time[:, None]).abs()
-        if shots:
-            camera = (time // 7) % 2
-            cov = cov * (0.1 + 0.9 * (camera == camera[:, None]))
-        calls = plan(answer, *args, cov)
-        equal([[(), new] for _, new in calls], [[(), new] for _, new in look_back(*args)], *args)
-        found, least, long = (divergence(some, cov) for some in (
-            calls, look_greedily(*args, cov), blocks(*args, lambda done, new: ends(done, args[1] - len(new)))))
-        if found > min(long, 1.5 * least):
-            raise Wrong(f"With length {args[0]}, window {args[1]} and step {args[2]}, {name}, the KL is "
-                        f"{found:.3g} nats; it is {long:.3g} for long-range and {least:.3g} for greedy choice.")
+    for cut, *args in ((False, 40, 10, 5), (False, 64, 16, 8), (True, 40, 10, 5), (True, 56, 16, 8)):
+        frame = torch.arange(args[0]).double()
+        cov = 0.5 + 0.5 * 0.9 ** (frame - frame[:, None]).abs()
+        if cut:                                                # every 7 frames, to the other camera
+            cov = cov * (0.1 + 0.9 * (frame // 7 % 2 == (frame // 7 % 2)[:, None]))
+        calls, case = calls_of(answer, *args, cov)
+        if [new for _, new in calls] != [new for _, new in look_back(*args)]:
+            raise Wrong(f"{case} the calls should make the same frames as those of 15.1.")
+        far = long_range(torch.empty(1, 1, args[0], 1, 1), 0, *args[1:])
+        kl, far, least = (divergence(some, cov) for some in (calls, far, look_greedily(*args, cov)))
+        if kl > min(far, 1.5 * least):
+            where = "a video that cuts between two cameras" if cut else "the toy of the lesson"
+            raise Wrong(f"{case} the KL for {where} is {kl:.2g} nats; it is {far:.2g} for long-range, and "
+                        f"{least:.2g} if what is seen is chosen greedily.")
 
 
 def divergence(calls, cov):
-    """KL of the Gaussian video that these calls draw, with exact conditionals, to the true one."""
-    cov = cov.numpy()
-    weight, rest = np.zeros_like(cov), np.zeros_like(cov)      # x = weight x + what is left to chance
-    for seen, new in calls:
-        link = cov[np.ix_(seen, new)]
-        w = np.linalg.solve(cov[np.ix_(seen, seen)], link).T
-        weight[np.ix_(new, seen)] = w
-        rest[np.ix_(new, new)] = cov[np.ix_(new, new)] - w @ link
-    mix = np.linalg.inv(np.eye(len(cov)) - weight)
-    ratio = np.linalg.solve(cov, mix @ rest @ mix.T)           # its determinant is that of cov^-1 rest
-    return (np.trace(ratio) - len(cov) + np.linalg.slogdet(cov)[1] - np.linalg.slogdet(rest)[1]) / 2
+    """KL of the true video to the one that is drawn: what the calls do not know of new frames, but could."""
+    unknown = sum(cov[seen + new][:, seen + new].logdet() - cov[seen][:, seen].logdet() for seen, new in calls)
+    return (unknown - cov.logdet()) / 2
 
 
-def ends(done, room):
-    return [*range(room // 2), *range(done - (room - room // 2), done)]
+third = Exercise(
+    key="15.3", title="where to look", points=3,
+    prompt="Frames of a Gaussian video have the covariance cov [length, length], in the lesson's toy 0.5 + "
+           "0.5 * 0.9^|i - j|. Yield calls that make the same frames as in 15.1, but choose which done "
+           "frames they see, one by one: each time the one that tells most about the new frames, given "
+           "those chosen before. The KL of the true video to what is drawn must be less than by the scheme "
+           "long_range, and about what this greedy choice gives, also for another cov.",
+    hints=("How unknown the new frames n are, given those seen, s, is log det(C_nn - C_ns C_ss^-1 C_sn). "
+           "Each choice should lower it most.",
+           "Compute it with each done frame added in turn; keep the best; go on until window - len(new).",
+           "Faster: keep left, the covariance given those seen. With l = left[k, new] and A = left[new][:, "
+           "new], frame k lowers the determinant by the factor 1 - l A^-1 l / left[k, k]. After choosing k, "
+           "subtract left[k].outer(left[k]) / left[k, k]."),
+    check=check_look_greedily, solution=pictured(look_greedily),
+    why="Each call adds to that KL half of log det given those seen minus log det given all that is done. In "
+        "the toy the choice is the latest frame, for what has just happened, and others spread over the "
+        "past, for what all frames share. Even distances are as good there, but not where cameras "
+        "alternate. No choice is taken back, so greedy is good, not optimal.",
+    wrong=(
+        (seeing(lambda done, new, window, step: [
+            i for i in done if min(i, done[-1] - i) < (window - len(new) + (2 * i > len(done))) // 2]),
+         "This is long-range. Its first frames tell nearly the same as each other, and so do its latest."),
+        (pictured(lambda length, window, step, cov: look_back(length, window, step)),
+         "The latest frames win if each is judged by itself; but they all tell the same. Judge each given "
+         "those chosen before."),
+        (seeing(lambda done, new, window, step: next(coarse_to_fine(len(done), window - len(new), step))[1]),
+         "Even distances suit the toy, but such a rule knows nothing of cov: frames of the other camera tell "
+         "little.")))
 
-
+EXERCISES = (first, second, third)
