@@ -23,6 +23,7 @@ from diffusion_course import __version__, cli, papers
 from diffusion_course.classroom import doctor
 from diffusion_course.data import mnist, sources
 from diffusion_course.data.captions import tokens
+from diffusion_course.data.videos import film
 from diffusion_course.diffusion.ema import EMA
 from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import autoencoder_kl, ddpm, latent_diffusion, video_diffusion_models
@@ -585,10 +586,66 @@ def test_data_that_moves():
 def test_a_model_of_videos_trains_on_moving_digits():
     train_videos = ("train", "video_diffusion_models", "--preset", "smoke", "--steps", 2, "--batch-size", 2,
                     "--width", 8, "--cpu", "--out", "film")
-    assert "2 steps of 2 on moving_digits" in done(*train_videos)
-    assert checkpoints.read_header("film/model.safetensors")["data"] == "moving_digits"
+    assert "2 steps of 2 on bouncing_digits" in done(*train_videos)
+    assert checkpoints.read_header("film/model.safetensors")["data"] == "bouncing_digits"
     text = done("evaluate", "film", "--n", 4, "--steps", 2)
-    assert "moving_digits 8x16x16" in text and re.search(r"^runs +", text, re.MULTILINE)
+    assert "bouncing_digits 8x16x16" in text and re.search(r"^runs +", text, re.MULTILINE)
+
+
+def my_films(folder="mine", channels=3):
+    """GIFs and a film of 5, 12 and 20 frames, with captions of words of one's own."""
+    Path(folder).mkdir()
+    for n, (name, count) in enumerate({"a.gif": 5, "b.mp4": 12, "c.gif": 20}.items()):
+        frames = np.full((count, 32, 24, 3), 40 * n, np.uint8)
+        frames[:, 8:16, :, n] = 250 - 5 * np.arange(count)[:, None, None]      # equal frames would become one
+        more = {"plugin": "FFMPEG", "fps": 8} if name.endswith("mp4") else {}
+        imageio.imwrite(f"{folder}/{name}", frames, **more)
+        Path(folder, name).with_suffix(".txt").write_text(f"A {('red', 'green', 'blue')[n]} Flag, waving.")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ones_own_films_and_captions_from_the_first_step_to_the_last_frame(channels):
+    """What users of the first repositories of video diffusion kept asking for."""
+    my_films()
+    args = ["train", "video_diffusion_models", "--preset", "smoke", "--data", "mine", "--channels", channels,
+            "--width", 8, "--batch-size", 3, "--cpu", "--out", "film", "--save-and-sample-every", 2]
+    text = done(*args, "--words", 500, "--steps", 4)
+    assert "4 steps of 3 on mine" in text
+    header = checkpoints.read_header("film/model.safetensors")
+    assert header["kwargs"]["words"] == 500 and header["kwargs"]["channels"] == channels
+    assert imageio.imread("film/samples/step_000002.gif").shape[0] == 8
+    done(*args, "--words", 500, "--steps", 4, "--resume")
+    clip = ["film", "--num", 2, "--steps", 2]
+    red = drawn(*clip, "--text", "a red flag waving")
+    assert red.shape == (2, channels, 8, 16, 16)
+    assert drawn(*clip, "--text", "waving", "--frames", 3).shape == (2, channels, 3, 16, 16)
+    long = drawn(*clip, "--text", "waving", "--frames", 19, "--start", "mine/a.gif", "--scheme", "hierarchy")
+    assert long.shape == (2, channels, 19, 16, 16)
+    first = film("mine/a.gif", 16, channels).numpy()
+    np.testing.assert_allclose(long[:, :, :5], np.broadcast_to(first, (2, *first.shape)), atol=1e-5)
+    assert "was trained on captions of your own" in fails("sample", *clip, code=2)
+    message = fails(*args[:-4], "--out", "other", "--words", 21, "--steps", 2, code=1)
+    assert "'A' in 'A red Flag, waving.' is not one of the words" in message and "--words 1000" in message
+
+
+def test_a_preset_of_the_courses_digits_does_not_reach_ones_own_data(monkeypatch):
+    my_films()
+    monkeypatch.setattr(Recipe, "quick", lambda self, n: {"steps": 1})
+    tiny = "--width 8 --frames 4 --size 16 --batch-size 2 --steps 1 --cpu --out film".split()
+    done("train", "video_diffusion_models", "--preset", "laptop", "--data", "mine", *tiny)
+    header = checkpoints.read_header("film/model.safetensors")
+    assert header["kwargs"]["autoencoder"] is None and "init" not in header
+
+
+def test_wrong_usage_of_videos(plain):
+    path = checkpoints.save_model("clips.safetensors", video_diffusion_models.recipe(8, 4, 16))
+    assert "makes images" in fails("sample", plain, "--frames", 4, code=2)
+    line = fails("sample", path, "--scheme", "magic", code=2)
+    assert "--scheme: 'magic' must be one of autoregressive, long-range" in line
+    assert "nothing.gif: no such file" in fails("sample", path, "--start", "nothing.gif", code=2)
+    Path("no.gif").write_text("no")
+    assert "no.gif: not a readable video or frame" in fails("sample", path, "--start", "no.gif", code=1)
+    assert "does not let one choose the scheme" in fails("sample", plain, "--scheme", "hierarchy", code=2)
 
 
 # ---- models that begin with others

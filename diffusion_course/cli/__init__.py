@@ -49,7 +49,8 @@ def show_papers(as_json: Json = False):
 @app.command("data")
 def show_data(
         name: Annotated[Optional[str], typer.Argument(
-            help="mnist, digits, moving_mnist, moving_digits, mnist_test_seq (819 MB), or a folder.")] = None,
+            help="mnist, moving_mnist, bouncing_mnist, hiding_mnist; digits for mnist in any of these; "
+                 "mnist_test_seq (819 MB); or a folder.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Write 64 items: .png, .gif, .mp4.")] = None,
         as_json: Json = False):
     """Fetch a data set if need be, and say what is in it."""

@@ -81,13 +81,15 @@ def tokens(texts: Sequence[str], words: int = len(VOCABULARY), length: int = LEN
 def row(text: str, size: int = len(VOCABULARY), length: int = LENGTH) -> Tensor:
     """The tokens [length] of one caption."""
     said, known = text.split(), len(VOCABULARY)
-    if size <= known and (unknown := [word for word in said if word not in VOCABULARY]):
+    if size > known:
+        said = [word.lower().strip(".,;:!?") for word in said]
+    elif unknown := [word for word in said if word not in VOCABULARY]:
         raise ValueError(f"{unknown[0]!r} in {text!r} is not one of the words that captions have: "
                          + " ".join(VOCABULARY[1:]))
     if len(said) > length:
         raise ValueError(f"{text!r} has {len(said)} words; a caption has {length} at most")
     numbers = [VOCABULARY.index(word) if word in VOCABULARY else
-               known + crc32(word.lower().strip(".,;:!?").encode()) % (size - known) for word in said]
+               known + crc32(word.encode()) % (size - known) for word in said]
     return torch.tensor(numbers + [0] * (length - len(said)))
 
 

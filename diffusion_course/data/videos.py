@@ -1,6 +1,5 @@
 """Videos from files: folders of GIFs, films and numbered frames, and the original Moving MNIST."""
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -55,12 +54,7 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
         pixels.append(torch.stack([x[i] for i in place], dim=1))               # [C, F, H, W]
     classes = sorted({path.parent for path in clips})
     labels = torch.tensor([classes.index(path.parent) for path in clips]) if len(classes) > 1 else None
-    data = Videos(folder.name, torch.stack(pixels), labels, captions_of(list(clips)))
-    if data.captions and data.text is None:
-        print(f"{folder}: its captions have words that the course's have not, or are longer. To train on "
-              "them choose --words 1000, and perhaps --length 30; pretrained encoders read them as they are.",
-              file=sys.stderr)
-    return data
+    return Videos(folder.name, torch.stack(pixels), labels, captions_of(list(clips)))
 
 
 def film(path: str | Path, size: int = 32, channels: int = 1, most: int = 16) -> Tensor:

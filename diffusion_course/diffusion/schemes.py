@@ -105,12 +105,11 @@ def gaps(length: int, done: list[int], step: int) -> list[list[int]]:
 
 
 def around(done: list[int], new: list[int], room: int) -> list[int]:
-    """Of what is done, at most room frames: those between the new ones, two after them, the rest before."""
-    inside = [i for i in done if new[0] < i < new[-1]][:room]
-    after = [i for i in done if i > new[-1]][:min(2, room - len(inside))]
-    left = room - len(inside) - len(after)
-    before = [i for i in done if i < new[0]]
-    return before[max(0, len(before) - left):] * (left > 0) + inside + after
+    """Of what is done, at most room frames: the neighbours of the new ones, those between, then more."""
+    before = [i for i in reversed(done) if i < new[0]]
+    between = [i for i in done if new[0] < i < new[-1]]
+    after = [i for i in done if i > new[-1]]
+    return sorted((before[:1] + after[:1] + between + after[1:2] + before[1:] + after[2:])[:room])
 
 
 def follow(scheme: Scheme, make: Callable[..., Tensor], noise: Tensor, start: Tensor | None = None,

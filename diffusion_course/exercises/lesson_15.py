@@ -1,10 +1,8 @@
 """Lesson 15, flexible diffusion: three schemes, which say of each call what it sees and what it makes.
 
-Learners yield pairs (seen, new) of lists of frame numbers.  To be compared, calls become a picture
-[calls, frames]: 1/2 where a frame is seen, 1 where it is made.
+Learners yield pairs (seen, new) of lists.  Their picture [calls, frames] has 1/2 where seen, 1 where made.
 """
 import functools
-from collections.abc import Iterator
 from itertools import groupby, islice
 from operator import index
 
@@ -15,9 +13,8 @@ from ..classroom.exercise import Exercise, Wrong, tensor
 from ..diffusion.schemes import long_range
 
 
-def picture(calls, length):
-    return torch.tensor([[1.0 if i in new else 0.5 * (i in seen) for i in range(length)]
-                         for seen, new in calls])
+def picture(calls, n):
+    return torch.tensor([[1.0 if i in new else 0.5 * (i in seen) for i in range(n)] for seen, new in calls])
 
 
 def pictured(scheme):
@@ -28,7 +25,7 @@ def calls_of(answer, length, window, step, *more):
     """What an answer yields, as sorted lists, and words for the case; Wrong if it breaks the contract."""
     out = answer(length, window, step, *more)
     try:
-        out = list(islice(out, 1000)) if isinstance(out, Iterator) else out
+        out = list(islice(out, 1000)) if hasattr(out, "__next__") else out
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise Wrong(f"It raises {answer.describe(error)}.") from None
     try:
@@ -38,7 +35,8 @@ def calls_of(answer, length, window, step, *more):
         calls = [(sorted(map(index, seen)), sorted(map(index, new))) for seen, new in out]
     except Exception:
         raise Wrong("It should yield pairs of lists of whole numbers, (seen, new).") from None
-    answer.out = picture(calls, length)                        # what is yielded can be read only once
+    if {i for seen, new in calls for i in seen + new} <= {*range(length)}:
+        answer.out = picture(calls, length)                    # what is yielded can be read only once
     case, done = f"With length {length}, window {window} and step {step},", set()
     for n, (seen, new) in enumerate(calls, 1):
         for bad, what in ((not new, "makes nothing"), (done & {*new}, "makes a frame again"),
@@ -56,7 +54,7 @@ def calls_of(answer, length, window, step, *more):
 
 def spans(frames):
     """Frame numbers in short: 0-3, 8, 12-15."""
-    runs = [[i for _, i in run] for _, run in groupby(enumerate(sorted(frames)), lambda pair: pair[1] - pair[0])]
+    runs = [[i for _, i in run] for _, run in groupby(enumerate(sorted(frames)), lambda p: p[1] - p[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else f"{run[0]}" for run in runs) or "nothing"
 
 
@@ -95,8 +93,7 @@ first = Exercise(
            "call. The video has `length` frames; where it ends, a call makes fewer.",
     hints=("The first is: yield [], list(range(window)). How many frames are done after it?",
            "If `done` frames are done, the new ones are list(range(done, min(done + step, length))).",
-           "To see, window - len(new) places are left; the last of those frames is done - 1. And the first "
-           "call makes min(window, length)."),
+           "To see, window - len(new) places are left, up to done - 1. The first call: min(window, length)."),
     check=check_look_back, solution=pictured(look_back),
     why="What has left the window is forgotten: frame 63 knows of frame 0 only what call after call handed "
         "on. A scheme is no more than such lists, so it can be chosen after training.",
@@ -129,10 +126,9 @@ def coarse_to_fine(length, window, step):
 def check_coarse_to_fine(answer, g):
     for length, window, step in ((64, 16, 8), (90, 8, 4), (7, 9, 3), (30, 12, 3)):
         calls, case = calls_of(answer, length, window, step)
-        done, count = calls[0][1], min(window, length)
-        gaps = np.diff(done)
+        done, count, gaps = calls[0][1], min(window, length), np.diff(calls[0][1])
         if len(done) < count or done[0] or done[-1] < length - 1 or gaps.max() > gaps.min() + 1:
-            raise Wrong(f"{case} the first call should make {count} frames at even distances from 0 to "
+            raise Wrong(f"{case} call 1 should make {count} frames at even distances from 0 to "
                         f"{length - 1}, but makes {spans(done)}.")
         missing = [i for i in range(length) if i not in done]
         for n, (seen, new) in enumerate(calls[1:]):
@@ -144,10 +140,6 @@ def check_coarse_to_fine(answer, g):
             done = done + new
 
 
-def nearest(done, new, window, step):
-    return sorted(done, key=lambda i: max(new[0] - i, i - new[-1], 0))[:window - len(new)]
-
-
 second = Exercise(
     key="15.2", title="coarse to fine", points=2,
     prompt="Yield the calls (seen, new) of hierarchy-2. The first sees nothing and makes min(window, length) "
@@ -156,25 +148,20 @@ second = Exercise(
            "after, and all between; what else is up to you. At most `window` frames take part in a call.",
     hints=("Of `count` places at even distances, number i is round(i * (length - 1) / (count - 1)).",
            "Keep a list of what is done; the missing frames are the others. Cut them into blocks of `step`.",
-           "List the nearest before, the nearest after, those between, and then others; keep the first "
-           "window - len(new) of them. After each call its new frames are done."),
+           "See the nearest before and after, those between, then others, up to window - len(new) in all."),
     check=check_coarse_to_fine, solution=pictured(coarse_to_fine),
     why="The first call decides about the whole video, so frame 0 and the last are made together. All later "
         "calls only fill in: what they see on both sides keeps them from drifting.",
     wrong=(
         (pictured(look_back),
          "The first call makes the beginning, as the autoregressive scheme does. Spread it over the video."),
-        (seeing(lambda done, new, window, step: [i for i in done if i < new[0]][len(new) - window:],
-                coarse_to_fine),
+        (seeing(lambda done, new, w, step: [i for i in done if i < new[0]][len(new) - w:], coarse_to_fine),
          "Only the past is seen. Frames of the first call that come later are there, too."),
         (seeing(lambda done, *_: done, coarse_to_fine),
          "Everything done is seen. There is room for window - len(new) frames."),
-        (seeing(lambda done, new, window, step: nearest(
-            next(coarse_to_fine(done[-1] + 1, window, step))[1], new, window, step), coarse_to_fine),
-         "Only frames of the first call are seen. What later calls made is done as well, and nearer."),
-        (seeing(nearest, coarse_to_fine),
-         "Where a gap is long, the nearest ones all lie on one side. Keep a place for the first one after "
-         "the new frames.")))
+        (seeing(lambda done, new, window, step: sorted(
+            done, key=lambda i: max(new[0] - i, i - new[-1], 0))[:window - len(new)], coarse_to_fine),
+         "Where a gap is long, these all lie before the new frames. Keep a place for the first one after.")))
 
 
 # 15.3 -----------------------------------------------------------------------------------------------------
@@ -194,7 +181,7 @@ def look_greedily(length, window, step, cov):
 
 
 def check_look_greedily(answer, g):
-    for cut, *args in ((False, 40, 10, 5), (False, 64, 16, 8), (True, 40, 10, 5), (True, 56, 16, 8)):
+    for cut, *args in ((False, 24, 8, 4), (True, 30, 8, 4)):
         frame = torch.arange(args[0]).double()
         cov = 0.5 + 0.5 * 0.9 ** (frame - frame[:, None]).abs()
         if cut:                                                # every 7 frames, to the other camera
@@ -205,44 +192,38 @@ def check_look_greedily(answer, g):
         far = long_range(torch.empty(1, 1, args[0], 1, 1), 0, *args[1:])
         kl, far, least = (divergence(some, cov) for some in (calls, far, look_greedily(*args, cov)))
         if kl > min(far, 1.5 * least):
-            where = "a video that cuts between two cameras" if cut else "the toy of the lesson"
-            raise Wrong(f"{case} the KL for {where} is {kl:.2g} nats; it is {far:.2g} for long-range, and "
-                        f"{least:.2g} if what is seen is chosen greedily.")
+            raise Wrong(f"{case}{' for a video of two cameras,' * cut} the KL is {kl:.2g} nats; it is "
+                        f"{far:.2g} for long-range, and {least:.2g} if what is seen is chosen greedily.")
 
 
 def divergence(calls, cov):
-    """KL of the true video to the one that is drawn: what the calls do not know of new frames, but could."""
-    unknown = sum(cov[seen + new][:, seen + new].logdet() - cov[seen][:, seen].logdet() for seen, new in calls)
-    return (unknown - cov.logdet()) / 2
+    """KL of the true video to the one that is drawn: what is not seen, but would tell something."""
+    chance = sum(cov[seen + new][:, seen + new].logdet() - cov[seen][:, seen].logdet() for seen, new in calls)
+    return (chance - cov.logdet()) / 2
 
 
 third = Exercise(
     key="15.3", title="where to look", points=3,
     prompt="Frames of a Gaussian video have the covariance cov [length, length], in the lesson's toy 0.5 + "
-           "0.5 * 0.9^|i - j|. Yield calls that make the same frames as in 15.1, but choose which done "
-           "frames they see, one by one: each time the one that tells most about the new frames, given "
-           "those chosen before. The KL of the true video to what is drawn must be less than by the scheme "
-           "long_range, and about what this greedy choice gives, also for another cov.",
-    hints=("How unknown the new frames n are, given those seen, s, is log det(C_nn - C_ns C_ss^-1 C_sn). "
-           "Each choice should lower it most.",
+           "0.5 * 0.9^|i - j|. Yield calls that make the same frames as in 15.1, but choose the done frames "
+           "that they see one by one: each time the one that tells most about the new ones, given those "
+           "chosen before. The KL of the true video to the one that is drawn must be below that of the "
+           "scheme long_range, and about what this greedy choice gives, also for another cov.",
+    hints=("What new frames n keep open, given s seen, is log det(C_nn - C_ns C_ss^-1 C_sn). Lower it most.",
            "Compute it with each done frame added in turn; keep the best; go on until window - len(new).",
-           "Faster: keep left, the covariance given those seen. With l = left[k, new] and A = left[new][:, "
-           "new], frame k lowers the determinant by the factor 1 - l A^-1 l / left[k, k]. After choosing k, "
-           "subtract left[k].outer(left[k]) / left[k, k]."),
+           "Faster: keep left, the covariance given those seen. Frame k, with l = left[k, new] and A = "
+           "left[new][:, new], lowers the determinant by the factor 1 - l A^-1 l / left[k, k]. After it is "
+           "chosen, subtract left[k].outer(left[k]) / left[k, k]."),
     check=check_look_greedily, solution=pictured(look_greedily),
-    why="Each call adds to that KL half of log det given those seen minus log det given all that is done. In "
-        "the toy the choice is the latest frame, for what has just happened, and others spread over the "
-        "past, for what all frames share. Even distances are as good there, but not where cameras "
-        "alternate. No choice is taken back, so greedy is good, not optimal.",
+    why="What a call does not see adds to the KL. In the toy it sees the latest frame, for what has just "
+        "happened, and others spread over the past, for what all frames share. Even distances do as "
+        "well there, but not with two cameras. Each choice is the best next one, not part of the best set.",
     wrong=(
-        (seeing(lambda done, new, window, step: [
-            i for i in done if min(i, done[-1] - i) < (window - len(new) + (2 * i > len(done))) // 2]),
+        (seeing(lambda done, new, w, step: done[:(w - len(new)) // 2] + done[(len(new) - w) // 2:]),
          "This is long-range. Its first frames tell nearly the same as each other, and so do its latest."),
         (pictured(lambda length, window, step, cov: look_back(length, window, step)),
-         "The latest frames win if each is judged by itself; but they all tell the same. Judge each given "
-         "those chosen before."),
-        (seeing(lambda done, new, window, step: next(coarse_to_fine(len(done), window - len(new), step))[1]),
-         "Even distances suit the toy, but such a rule knows nothing of cov: frames of the other camera tell "
-         "little.")))
+         "Judged alone, the latest tell most, yet they repeat each other. Judge each given the others."),
+        (seeing(lambda done, new, w, step: next(coarse_to_fine(len(done), w - len(new), step))[1]),
+         "Even distances suit the toy, but know nothing of cov: frames of the other camera tell little.")))
 
 EXERCISES = (first, second, third)

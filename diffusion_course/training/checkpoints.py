@@ -113,7 +113,8 @@ def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
     fit = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     weights, total = (sum(own[name].numel() for name in names) for names in (fit, own))
     if 2 * weights < total:
-        raise CheckpointError(f"{path}: only {weights:,} of the {total:,} weights of this model are in it")
+        raise CheckpointError(f"{path}: only {weights:,} of the {total:,} weights of this model are in it; "
+                              "begin with another (--init), or with none (--init none)")
     model.load_state_dict(fit, strict=False)
     return {**identity(path), "steps": steps_in_all(header)}
 

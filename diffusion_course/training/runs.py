@@ -55,7 +55,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)
     asked = {name: value.to(trainer.device) for name, value in
-             made.asked(source[slice(trainer.samples)]).items()}
+             made.asked(source[torch.arange(trainer.samples) % len(source)]).items()}
     trainer.sample_options = made.quick(trainer.samples) | asked
     if begun:
         try:
@@ -88,8 +88,11 @@ def check(recipe: Recipe, source: Any) -> None:
         raise ValueError(f"{source.name} holds items of {list(source.shape)}, but {recipe.origin.paper} "
                          f"makes samples of {list(recipe.item)}; choose other --data")
     if recipe.takes("text") and "text" not in source[slice(1)]:
-        if getattr(source, "captions", None):
-            tokens(source.captions, source.words, source.length)               # says what is wrong with them
+        try:
+            tokens(getattr(source, "captions", None) or [], source.words, source.length)
+        except ValueError as error:
+            raise ValueError(f"{error}. For captions of your own choose --words 1000, or --length 30 for "
+                             "longer ones") from error
         raise ValueError(f"{recipe.origin.paper} learns from captions, and {source.name} has none; choose "
                          "--data mnist or moving_mnist")
     classes = recipe.origin.kwargs.get("classes")

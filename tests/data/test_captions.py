@@ -103,3 +103,19 @@ def test_who_cannot_be(arguments, reason):
 
 def test_a_digit_from_an_array():
     assert str(Actor(np.int64(8), DIRECTIONS[0])) == "an eight moves up"
+
+
+def test_words_of_ones_own_have_numbers_beyond_the_vocabulary():
+    text = ["A red flag, waving", "a seven waves"]
+    rows = tokens(text, words=1000, length=6)
+    assert rows.shape == (2, 6) and rows.max() < 1000
+    assert rows[0, 0] == VOCABULARY.index("a") and rows[0, 4:].tolist() == [0, 0]
+    assert (rows[0, 1:4] >= len(VOCABULARY)).all() and len(set(rows[0, 1:4].tolist())) == 3
+    assert rows[1, :2].tolist() == tokens(["a seven"])[0, :2].tolist() and rows[1, 2] >= len(VOCABULARY)
+    assert torch.equal(rows, tokens(text, words=1000, length=6))     # whatever the process
+    assert torch.equal(tokens(["Flag."], 1000), tokens(["flag"], 1000))
+    assert not torch.equal(tokens(["flag"], 1000), tokens(["flags"], 1000))
+    with pytest.raises(ValueError, match="'red' in 'red' is not one of the words"):
+        tokens(["red"], words=len(VOCABULARY))
+    with pytest.raises(ValueError, match="has 4 words; a caption has 3 at most"):
+        tokens(["a b c d"], words=1000, length=3)

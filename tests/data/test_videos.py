@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -254,12 +255,13 @@ def test_folders_with_a_dot_in_their_names(tmp_path):
     assert video_folder(tmp_path, 8, 1).captions == ["a one stays", "a two stays"]
 
 
-def test_captions_of_other_words_do_not_keep_a_folder_from_loading(tmp_path, capsys):
+def test_captions_of_other_words_do_not_keep_a_folder_from_loading(tmp_path):
     captioned(tmp_path, a="a seven moves up", b="ein Haus am Meer, größer")
     data = video_folder(tmp_path, 8, 1)
     assert data.captions == ["a seven moves up", "ein Haus am Meer, größer"] and set(data[:2]) == {"x"}
-    out, err = capsys.readouterr()
-    assert not out and err.count("\n") == 1 and str(tmp_path) in err and "strings" in err
+    text = replace(data, words=1000)[:2]["text"]               # every word has a number then
+    assert text.shape == (2, 12) and text.max() < 1000 and (text[1] > 0).sum() == 5
+    assert torch.equal(text[0], tokens(data.captions[:1])[0])
 
 
 @pytest.mark.parametrize("text, message", [

@@ -1,11 +1,15 @@
+import shutil
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import wake
 
 from diffusion_course.data import sources
 from diffusion_course.data.captions import words
-from diffusion_course.papers import autoencoder_kl
+from diffusion_course.papers import autoencoder_kl, latent_diffusion, video_diffusion_models
+from diffusion_course.recipe import Preset
 from diffusion_course.training import checkpoints, runs
 
 SMALL = {"width": 16, "size": 16, "autoencoder": None}
@@ -61,7 +65,7 @@ def test_a_cascade_is_given_large_images_of_its_own_data():
 @pytest.mark.parametrize("name, recipe, data, message", [
     ("latent_diffusion", {**SMALL, "channels": 2}, "digits", "channels=2 must be 1 or 3"),
     ("latent_diffusion", {**SMALL, "classes": 10}, "moving_digits", "moving_digits has no labels"),
-    ("dit", {"size": 16}, "moving_digits", "classes=10 does not fit the data: moving_digits has no labels")])
+    ("dit", {}, "moving_digits", "classes=10 does not fit the data: moving_digits has no labels")])
 def test_data_that_do_not_fit(name, recipe, data, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         begin(name, recipe, data)
@@ -87,3 +91,71 @@ def test_items_of_another_shape_are_refused():
     message = r"wide holds items of \[1, 16, 32\], but autoencoder_kl makes samples of \[1, 16, 16\]"
     with pytest.raises(ValueError, match=message):
         runs.check(made, Wide())
+
+
+# ---- videos, and models of the course to begin with
+
+def presets(monkeypatch, **options):
+    """video_diffusion_models with a preset that begins with models of the course."""
+    kwargs = {"width": 8, "frames": 4, "size": 16, **options.pop("recipe", {})}
+    preset = Preset(steps=2, batch_size=4, recipe=kwargs, **options)
+    monkeypatch.setitem(video_diffusion_models.PRESETS, "smoke", preset)
+
+
+def test_a_preset_may_begin_with_a_model(tmp_path, monkeypatch):
+    image = latent_diffusion.recipe(width=8, size=16)
+    wake(image.model)
+    path = checkpoints.save_model(tmp_path / "image.safetensors", image, step=7)
+    presets(monkeypatch, init=str(path))
+    trainer, _ = begin("video_diffusion_models", {}, None)
+    assert trainer.facts["init"] == {**checkpoints.identity(path), "steps": 7}
+    own, others = trainer.recipe.model.state_dict(), image.model.state_dict()
+    assert torch.equal(own["net.conv_in.weight"], others["net.conv_in.weight"].half().float())
+    assert not any("tokens" in name for name in own)
+    trainer.save()
+    trainer, _ = begin("video_diffusion_models", {}, None, resume=True)
+    assert trainer.facts["init"]["steps"] == 7
+    shutil.rmtree("run")
+    trainer, _ = begin("video_diffusion_models", {}, None, init="none")
+    assert "init" not in trainer.facts
+
+
+def test_models_of_the_course_are_for_its_data(tmp_path, monkeypatch):
+    first = checkpoints.save_model(tmp_path / "first.safetensors", autoencoder_kl.recipe(width=8, size=16))
+    presets(monkeypatch, init="nowhere", recipe={"autoencoder": str(first)})
+    (tmp_path / "mine").mkdir()
+    imageio.imwrite(tmp_path / "mine" / "a.gif", np.arange(1200, dtype=np.uint8).reshape(3, 20, 20))
+    trainer, batches = begin("video_diffusion_models", {}, "mine")
+    assert trainer.recipe.shape == (1, 4, 16, 16) and "init" not in trainer.facts
+    assert batches[0]["x"].shape == (4, 1, 4, 16, 16)
+    shutil.rmtree("run")
+    trainer, _ = begin("video_diffusion_models", {"autoencoder": str(first)}, "mine")      # unless asked for
+    assert trainer.recipe.shape == (4, 4, 4, 4)
+    shutil.rmtree("run")
+    trainer, _ = begin("video_diffusion_models", {"autoencoder": "none"}, "moving_digits", init="none")
+    assert trainer.recipe.shape == (1, 4, 16, 16)
+
+
+def test_a_folder_with_few_clips_still_asks_for_all_samples(tmp_path):
+    (tmp_path / "mine").mkdir()
+    imageio.imwrite(tmp_path / "mine" / "a.gif", np.arange(1200, dtype=np.uint8).reshape(3, 20, 20))
+    (tmp_path / "mine" / "a.txt").write_text("my very own cat")
+    trainer, batches = begin("video_diffusion_models", {"width": 8, "words": 300, "length": 5}, "mine")
+    assert trainer.sample_options["text"].shape == (5, 5) and batches[0]["text"].shape == (4, 5)
+    assert (trainer.sample_options["text"] == batches[0]["text"][:1]).all()
+    with pytest.raises(ValueError, match="'my' in 'my very own cat' is not one of the words.*--words 1000"):
+        begin("video_diffusion_models", {"width": 8, "words": 21}, "mine", resume=True)
+
+
+@pytest.mark.parametrize("kind", sources.KINDS)
+def test_kinds_of_moving_digits(kind):
+    frames = 32 if kind == "hiding" else 16
+    train, test = (sources.load(f"{kind}_digits", (1, frames, 32, 32), split) for split in ("train", "test"))
+    assert train.name == test.name == f"{kind}_digits"
+    batch = test[slice(50)]
+    assert batch["hidden"].sum(1).unique().tolist() == [20 if kind == "hiding" else 0]
+    assert (batch["fps"] == 8).all()
+    dark = (batch["x"].amax((1, 3, 4)) == -1)
+    assert torch.equal(dark, batch["hidden"])
+    if kind != "moving":
+        assert train.mode == "bounce" and (batch["digits"][:, 1] == -1).all()
