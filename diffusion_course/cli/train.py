@@ -17,7 +17,7 @@ def train_options(
         steps: Annotated[Optional[int], typer.Option(min=1, help="Default: the preset's.")] = None,
         batch_size: Annotated[Optional[int], typer.Option(min=1, help="Over all processes.")] = None,
         lr: Annotated[Optional[float], typer.Option(help="Default: the preset's.")] = None,
-        data: Annotated[Optional[str], typer.Option(help="A name (see `data`), or a folder of one's own.")] = None,
+        data: Annotated[Optional[str], typer.Option(help="A name, as for `data`, or a folder.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Folder of the run; default: runs/PAPER.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if any.")] = False,
         init: Annotated[Optional[str], typer.Option(help="Begin with this model's weights; or none.")] = None,
