@@ -624,6 +624,13 @@ def test_ones_own_films_and_captions_from_the_first_step_to_the_last_frame(chann
     first = film("mine/a.gif", 16, channels).numpy()
     np.testing.assert_allclose(long[:, :, :5], np.broadcast_to(first, (2, *first.shape)), atol=1e-5)
     assert "was trained on captions of your own" in fails("sample", *clip, code=2)
+    Path("mine").rename("moved")
+    assert "data='mine' is neither" in fails("evaluate", "film", "--n", 2, code=1)
+    assert "has 3; choose n up to 1" in fails("evaluate", "film", "--n", 2, "--data", "moved", code=1)
+    for name in ("d.gif", "d.txt"):
+        shutil.copy(f"moved/a{name[1:]}", f"moved/{name}")
+    assert "frechet" in done("evaluate", "film", "--n", 2, "--data", "moved", "--steps", 2)
+    Path("moved").rename("mine")
     message = fails(*args[:-4], "--out", "other", "--words", 21, "--steps", 2, code=1)
     assert "'A' in 'A red Flag, waving.' is not one of the words" in message and "--words 1000" in message
 

@@ -111,7 +111,7 @@ app.add_typer(training, name="train")
 @app.command()
 def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
                                                help="A model file, the folder of a run, or a paper.")],
-           num: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
+           num: Annotated[Optional[int], typer.Option(min=1, help="Default: 64 images, 16 videos.")] = None,
            steps: Annotated[Optional[int], typer.Option(min=1, help="Default: 50, or all there are.")] = None,
            sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
            scale: Annotated[Optional[float], typer.Option(help="Guidance; 1 = none.")] = None,
@@ -135,6 +135,7 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     path, device = locate(what), "cuda" if torch.cuda.is_available() else "cpu"
     recipe = load_model(path, device)
     video = len(recipe.item) == 4
+    num = num or (16 if video else 64)
     out = media.check_format(out or ("samples.gif" if video else "samples.png"), video)
     classes = recipe.origin.kwargs.get("classes", 0)
     if not classes and label is not None or not (classes or recipe.takes("text")) and scale is not None:
@@ -184,6 +185,7 @@ def evaluate(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
              seed: Annotated[int, typer.Option(min=0)] = 0,
              steps: Annotated[Optional[int], typer.Option(min=1, help="Default: 50, or all.")] = None,
              sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
+             data: Annotated[Optional[str], typer.Option(help="Default: what it was trained on.")] = None,
              board: Annotated[Path, typer.Option(help="Leaderboard that gets the row.")] = Path(
                  "runs/leaderboard.jsonl"),
              as_json: Json = False):
@@ -197,7 +199,7 @@ def evaluate(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
         raise BadParameter(f"{sampler!r} must be one of {', '.join(SAMPLERS)}", param_hint="--sampler")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = given(steps=steps, step=sampler and stepper(sampler))
-    row = measure.evaluate(locate(what), n, seed, device, **options)
+    row = measure.evaluate(locate(what), n, seed, device, data, **options)
     leaderboard.add(row, board)
     say([row], as_json, [leaderboard.table([row]), f"-> {board}"])
 

@@ -36,80 +36,73 @@ def long_range(video: Tensor, given: int, window: int, step: int) -> Iterator[Ca
         yield list(range(room - len(late))) + late, new
 
 
-def hierarchy(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
+def hierarchy(video: Tensor, given: int, window: int, step: int,
+              choose: Callable[..., list[int]] | None = None) -> Iterator[Call]:
     """Hierarchy-2: first a few frames spread over the whole video, then those between, seeing around them."""
-    done = yield from spread(video.shape[2], given, window)
-    for new in gaps(video.shape[2], done, step):
-        seen = around(done, new, window - len(new))
-        yield seen, new
-        done = sorted({*done, *new})
+    seen = evenly(0, given - 1, min(given, window // 2))
+    count = min(window - len(seen), video.shape[2] - given)
+    first = evenly(given and given + (video.shape[2] - 1 - given) // max(1, count), video.shape[2] - 1, count)
+    yield from coarse_to_fine(video, given, window, step, seen, first, choose or nearest)
 
 
 def adaptive(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
-    """Hierarchy-2 that sees, beside the frames next to the new ones, those that differ most from one another.
+    """Hierarchy-2 that sees, beside what is near, the frames that differ most from all that it sees.
 
     The paper compares frames by LPIPS; here it is the mean squared difference over all videos of the batch.
     """
-    done = yield from spread(video.shape[2], given, window)
-    for new in gaps(video.shape[2], done, step):
-        seen = around(done, new, min(2, window - len(new)))
-        others = [i for i in done if i not in seen]
-        while others and len(seen) < window - len(new):
-            gap = (video[:, :, others, None] - video[:, :, None, seen]).square().mean((0, 1, 4, 5))
-            seen.append(others.pop(int(gap.amin(1).argmax())))
-        yield sorted(seen), new
-        done = sorted({*done, *new})
+    def different(done: list[int], new: list[int], seen: list[int], room: int) -> list[int]:
+        chosen, others = list(seen), [i for i in done if i not in seen]
+        for _ in range(min(room, len(others))):
+            gap = (video[:, :, others, None] - video[:, :, None, chosen]).square().mean((0, 1, 4, 5))
+            chosen.append(others.pop(int(gap.amin(1).argmax())))
+        return chosen[len(seen):]
+
+    yield from hierarchy(video, given, window, step, different)
 
 
 def frameskip(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
-    """Video Diffusion Models, sec. 3.1: every skip-th frame first, then block by block those between.
-
-    skip is the smallest with which the network sees the whole length; `step` does not matter.
-    """
-    length = video.shape[2]
-    skip = -(-length // window)
-    done, coarse = set(range(given)), [i for i in range(0, length, skip) if i >= given]
-    if coarse:
-        yield [i for i in range(0, given, skip)], coarse
-    done |= set(coarse)
-    for begin in range(0, length, max(1, window - skip)):
-        block = range(begin, min(begin + window, length))
-        if new := [i for i in block if i not in done]:
-            yield [i for i in block if i in done], new
-            done |= set(new)
+    """Video Diffusion Models, sec. 3.1: every skip-th frame, as few as fit in a call, then the others."""
+    skip = -(-video.shape[2] // window)
+    seen, first = list(range(0, given, skip)), [i for i in range(0, video.shape[2], skip) if i >= given]
+    yield from coarse_to_fine(video, given, window, step, seen, first, nearest)
 
 
 SCHEMES = {"autoregressive": autoregressive, "long-range": long_range, "hierarchy": hierarchy,
            "adaptive": adaptive, "frameskip": frameskip}
 
 
-def spread(length: int, given: int, window: int) -> Iterator[Call]:
-    """The first call of a hierarchy: frames at even distances; returns all that is done after it."""
-    seen = evenly(0, given - 1, min(given, window // 2))
-    count = min(window - len(seen), length - given)
-    new = evenly(given and given + (length - 1 - given) // max(1, count), length - 1, count)
-    if new:
-        yield seen, new
-    return sorted({*range(given), *new})
+def coarse_to_fine(video: Tensor, given: int, window: int, step: int, seen: list[int], first: list[int],
+                   choose: Callable[..., list[int]]) -> Iterator[Call]:
+    """A first call, then what is missing in order: at most `step` frames, and few enough to see all that is
+    near; choose(done, new, seen, room) says what else is looked at."""
+    if first:
+        yield seen, first
+    done = sorted({*range(given), *first})
+    while missing := [i for i in range(video.shape[2]) if i not in done]:
+        new = missing[:step]
+        while len(new) > 1 and len(new) + len(near(done, new)) > window:
+            new = new[:-1]
+        seen = near(done, new)[:window - len(new)]
+        yield sorted(seen + choose(done, new, seen, window - len(new) - len(seen))), new
+        done = sorted({*done, *new})
+
+
+def near(done: list[int], new: list[int]) -> list[int]:
+    """Of what is done: the frame before the new ones, that after them, and all between."""
+    before, after = [i for i in done if i < new[0]], [i for i in done if i > new[-1]]
+    return before[-1:] + after[:1] + [i for i in done if new[0] < i < new[-1]]
+
+
+def nearest(done: list[int], new: list[int], seen: list[int], room: int) -> list[int]:
+    """The next frame after the new ones, then those before, then others after them."""
+    before = [i for i in reversed(done) if i < new[0] and i not in seen]
+    after = [i for i in done if i > new[-1] and i not in seen]
+    return (after[:1] + before + after[1:])[:room]
 
 
 def evenly(begin: int, end: int, count: int) -> list[int]:
     """So many whole numbers from begin to end."""
     return [round(i) for i in torch.linspace(begin, end, count, dtype=torch.float64).tolist()]
-
-
-def gaps(length: int, done: list[int], step: int) -> list[list[int]]:
-    """The frames that are missing, in order, `step` at a time."""
-    missing = [i for i in range(length) if i not in set(done)]
-    return [missing[i:i + step] for i in range(0, len(missing), step)]
-
-
-def around(done: list[int], new: list[int], room: int) -> list[int]:
-    """Of what is done, at most room frames: the neighbours of the new ones, those between, then more."""
-    before = [i for i in reversed(done) if i < new[0]]
-    between = [i for i in done if new[0] < i < new[-1]]
-    after = [i for i in done if i > new[-1]]
-    return sorted((before[:1] + after[:1] + between + after[1:2] + before[1:] + after[2:])[:room])
 
 
 def follow(scheme: Scheme, make: Callable[..., Tensor], noise: Tensor, start: Tensor | None = None,

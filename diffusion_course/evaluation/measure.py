@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data import captions, sources
+from ..data import captions
 from ..data.download import sha256_of
 from ..data.images import shuffled
 from ..recipe import Recipe
 from ..training import checkpoints
+from ..training.runs import data_of
 from . import tracking
 from .clip_probes import PROBES, Probe, caption_right, load_probe, look, readable
 from .frechet import bootstrap, frechet_distance, kernel_distance
@@ -113,13 +114,14 @@ def moving(probe: Probe, x: Tensor) -> tuple[float, float, float, float]:
 # ---- a checkpoint
 
 def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch.device = "cpu",
-             **options) -> dict[str, Any]:
+             data: str | None = None, **options) -> dict[str, Any]:
     """The row of a checkpoint on the leaderboard: what it cost, and its metrics over n samples.
 
-    options go to the recipe's `sample`; without any it is sampled quickly (50 DDIM steps where possible).
+    data is what it is compared with, by default what it was trained on; options go to the recipe's `sample`;
+    without any it is sampled quickly (50 DDIM steps where possible).
     """
     header, recipe = checkpoints.read_header(path), checkpoints.load_model(path, device)
-    test, train = (sources.load(header.get("data"), recipe.item, split) for split in ("test", "train"))
+    test, train = (data_of(recipe, data or header.get("data"), split) for split in ("test", "train"))
     if len(test) < 2 * n:
         raise ValueError(f"n={n} samples need 2 n test items, and {test.name} has {len(test)}; choose n up "
                          f"to {len(test) // 2}")
@@ -128,7 +130,8 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     asked = recipe.asked(other)
     with counted(recipe) as evaluations:
         x = drawn(recipe, n, seed, asked, **options)
-    texts = captions.words(asked["text"]) if "text" in asked else []
+    ours = "text" in asked and asked["text"].max() < len(captions.VOCABULARY)  # probes know no other words
+    texts = captions.words(asked["text"]) if ours else []
     known = train[shuffled(len(train), 0, 0)[:4 * n]]["x"]     # in no order: MNIST has writers in blocks
     metrics = measure(x, real["x"], other["x"], known, texts, texts)
     flops = training_flops(recipe, train[slice(2)])

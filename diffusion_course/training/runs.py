@@ -41,17 +41,15 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         init = None if init == plan.init else init
     torch.manual_seed(seed)
     made = module.recipe(**with_parts(module, kwargs))
-    data = data or (None if made.data == "mnist" else made.data)
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
-        source = sources.load(data, made.item)
-    said = {name: made.origin.kwargs[name] for name in ("words", "length") if made.origin.kwargs.get(name)}
-    source = replace(source, **said) if isinstance(source, Images) else source
+        source = data_of(made, data or (None if made.data == "mnist" else made.data))
     check(made, source)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
     facts = {"data": source.name, "preset": preset, "batch_size": plan.batch_size}
     if init not in (None, "none") and not begun:
         facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(init))
+    options.setdefault("samples", 16 if len(made.item) == 3 else max(1, min(16, 256 // made.item[1])))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)
     asked = {name: value.to(trainer.device) for name, value in
@@ -65,6 +63,13 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         except CheckpointError as error:
             raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
     return trainer, source.batches(plan.batch_size, seed)
+
+
+def data_of(recipe: Recipe, name: str | None, split: str = "train") -> Any:
+    """Data of that name as the recipe wants them: in the shape of its items, with as many words."""
+    source = sources.load(name, recipe.item, split)
+    said = {key: recipe.origin.kwargs[key] for key in ("words", "length") if recipe.origin.kwargs.get(key)}
+    return replace(source, **said) if isinstance(source, Images) else source
 
 
 def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:
