@@ -55,15 +55,19 @@ class SpatialAttention(nn.Module):
 
 
 class OffsetBias(nn.Module):
-    """A learned number for every head and every distance in frames, up to a largest one."""
+    """A learned number for every head and every distance in frames, up to a largest one.
+
+    The table is in tens: Adam moves a weight by the learning rate at most, and scores must move by several
+    units before a head looks at one frame only.  It starts at random, so that heads look at different ones.
+    """
 
     def __init__(self, heads: int, dim: int | None = None, farthest: int = 64):
         super().__init__()
-        self.farthest, self.table = farthest, nn.Parameter(torch.zeros(heads, 2 * farthest + 1))
+        self.farthest, self.table = farthest, nn.Parameter(0.1 * torch.randn(heads, 2 * farthest + 1))
 
     def forward(self, offset: Tensor, e: Tensor | None = None) -> Tensor:
         """offset [F, F] or [B, F, F] -> what is added to the scores: [heads, F, F] or [B, heads, F, F]."""
-        bias = self.table[:, (offset.clamp(-self.farthest, self.farthest) + self.farthest).long()]
+        bias = 10 * self.table[:, (offset.clamp(-self.farthest, self.farthest) + self.farthest).long()]
         return rearrange(bias, "h b i j -> b h i j") if bias.ndim == 4 else bias
 
 
