@@ -48,7 +48,7 @@ class MovingMNIST:
     pairs     the (digit, direction) that occur, as often one as the other; PAIRS is SEEN and HELD_OUT
     seed      of all clips; the digits of validation are others for every seed
     channels  3 gives the digits of a clip different colours
-    stride    show every such frame only; a tuple: one of these, drawn for each clip
+    stride    show every such frame only; a tuple: one of these, drawn for each clip (1, 1, 4: mostly all)
     smooth    show positions between pixels (bilinear) instead of rounded ones
     hidden    for so many frames in a row, from one on that is drawn for each clip, nothing can be seen
     images    where the digits come from: square Images with labels; default: MNIST if it can be had
@@ -77,7 +77,8 @@ class MovingMNIST:
         if self.speeds is None:
             self.speeds = 0.1 * self.room if self.mode == "srivastava" else (0.5, 1.0)
         self.counts, self.speeds = several(self.counts), several(self.speeds)
-        self.strides, self.pairs = several(self.stride), tuple(self.pairs)
+        self.strides = tuple(sorted(self.stride)) if isinstance(self.stride, Iterable) else (self.stride,)
+        self.pairs = tuple(self.pairs)
         for fault in faults(self):
             raise ValueError(fault)
         self.pairs = tuple(pair for pair in PAIRS if pair in self.pairs)       # in whatever order they came

@@ -3,9 +3,9 @@ from pathlib import Path
 
 from . import mnist
 
-KINDS = {  # of moving digits; half of the bouncing ones are shown at every fourth frame, to train
+KINDS = {  # of moving digits; to train, every fourth bouncing one is shown at every fourth frame
     "moving": {"train": {}, "test": {}},
-    "bouncing": {"train": {"mode": "bounce", "counts": 1, "stride": (1, 4)},
+    "bouncing": {"train": {"mode": "bounce", "counts": 1, "stride": (1, 1, 1, 4)},
                  "test": {"mode": "bounce", "counts": 1}},
     "hiding": {"train": {"mode": "bounce", "counts": 1, "hidden": 20},
                "test": {"mode": "bounce", "counts": 1, "hidden": 20}},

@@ -28,7 +28,7 @@ from .autoencoder_kl import first_stage
 LATENTS = {"autoencoder": "vae-mm", "width": 48, "images": 2}
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=8, recipe={"width": 16, "frames": 8, "size": 16}),
-    "laptop": Preset(steps=1000, batch_size=8, init="img-mm", recipe=LATENTS),
+    "laptop": Preset(steps=3000, batch_size=4, lr=3e-3, init="img-mm", recipe=LATENTS),
     "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="img-mm", recipe=LATENTS),
 }
 

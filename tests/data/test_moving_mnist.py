@@ -454,6 +454,23 @@ def test_each_clip_has_one_of_the_strides():
     batch = made(images=drawings(), stride=(1, 2), frames=8, speeds=1.0, counts=2)[:200]
     speed, stride = batch["velocities"].norm(dim=-1), 8 / batch["fps"]
     assert set(stride.tolist()) == {1, 2} and ((speed == 0) | (speed == stride[:, None])).all()
+    batch = made(images=drawings(), stride=(4, 1, 1, 1), mode="bounce", frames=2)[:400]
+    assert 0.18 < (batch["fps"] == 2).float().mean() < 0.32 and (batch["fps"] == 8).any()
+
+
+def test_a_curtain_hides_all_for_some_frames():
+    data, seen = (made(images=drawings(), mode="bounce", counts=1, frames=12, **more)[:300]
+                  for more in ({"hidden": 5}, {}))
+    hidden = data["hidden"]
+    assert (hidden.sum(1) == 5).all() and (hidden.int().diff(dim=1).clamp_min(0).sum(1) <= 1).all()
+    first = hidden.int().argmax(1)
+    assert set(first.tolist()) == set(range(8))                # anywhere from the first frame to the last
+    assert (data["x"].transpose(1, 2)[hidden] == -1).all()
+    assert torch.equal(data["x"].transpose(1, 2)[~hidden], seen["x"].transpose(1, 2)[~hidden])
+    assert torch.equal(data["centres"].nan_to_num(), seen["centres"].nan_to_num())
+    assert not seen["hidden"].any()
+    with pytest.raises(ValueError, match="hidden=12 must be a whole number less than frames=12"):
+        made(images=drawings(), mode="bounce", frames=12, hidden=12)
 
 
 @pytest.mark.parametrize("mode", ["straight", "bounce"])
