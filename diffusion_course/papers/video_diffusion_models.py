@@ -59,14 +59,15 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
                              frames=joint(z, images, batch.get("fps")), **cond)
 
     def draw(noise, cond, steps=25 if null else 50, step=ddim_step, scale=2.0 if null else 1.0, start=None,
-             scheme=autoregressive, stride=1, bar=False):
+             w_r=2.0, langevin=1, scheme=autoregressive, stride=1, bar=False):
         guided, start = CFG(denoiser, scale, null), None if start is None else first.encode(start)
 
-        def make(noise, index, seen, at):                      # guidance and Langevin cost evaluations, too
+        def make(noise, index, seen, at):
             known = {"frames": Frames(len(index), index.expand(len(noise), -1) * stride)} | cond
             if not len(at):
                 return sample(guided, noise, steps, step, bar, **known)
-            return extend(guided, seen, noise, max(1, steps // 2), at=at, bar=bar, **known)
+            times = max(1, steps // (1 + langevin))            # as many evaluations
+            return extend(guided, seen, noise, times, w_r, langevin, at=at, bar=bar, **known)
 
         return follow(scheme, make, noise, start, frames)
 

@@ -119,6 +119,8 @@ def test_longer_videos_and_videos_that_go_on(scheme):
     torch.testing.assert_close(video[:, :, :1], start)
     other = recipe.draw(2, seed=0, frames=9, steps=4, start=-start, scheme=scheme)
     assert not torch.allclose(video[:, :, 1:], other[:, :, 1:], atol=1e-3)
+    replaced = recipe.draw(2, seed=0, frames=9, steps=4, start=start, scheme=scheme, w_r=0, langevin=0)
+    assert not torch.allclose(video[:, :, 1:], replaced[:, :, 1:], atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"words": 21}])
