@@ -44,9 +44,9 @@ def test_everything_is_said(exercise):
 
 @each
 def test_the_solution_passes_soon_and_always(exercise):
-    start = time.monotonic()
-    assert judge(exercise, exercise.solution) == (True, "")
-    assert time.monotonic() - start < 3
+    start = time.process_time()                                # whatever else the machine does
+    assert judge(exercise, exercise.solution, seconds=60) == (True, "")
+    assert time.process_time() - start < 3
     torch.manual_seed(5)
     assert judge(exercise, exercise.solution) == (True, "")
 
@@ -64,7 +64,7 @@ def test_the_stub_is_not_solved_yet(exercise):
                          ids=[f"{e.key}-{n}" for e in ALL for n in range(len(e.wrong))])
 def test_each_wrong_answer_gets_its_own_hint(exercise, wrong):
     function, hint = wrong
-    verdict, text = judge(exercise, function)
+    verdict, text = judge(exercise, function, seconds=60)
     assert verdict is False and text.splitlines()[1] == hint
     assert text.splitlines()[0] and judge(exercise, function) == (verdict, text)
 
