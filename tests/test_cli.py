@@ -24,6 +24,7 @@ from diffusion_course.classroom import doctor
 from diffusion_course.data import mnist, sources
 from diffusion_course.data.captions import tokens
 from diffusion_course.data.videos import film
+from diffusion_course.diffusion import schemes
 from diffusion_course.diffusion.ema import EMA
 from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import autoencoder_kl, ddpm, latent_diffusion, video_diffusion_models
@@ -626,10 +627,12 @@ def test_ones_own_films_and_captions_from_the_first_step_to_the_last_frame(chann
     assert "was trained on captions of your own" in fails("sample", *clip, code=2)
     Path("mine").rename("moved")
     assert "data='mine' is neither" in fails("evaluate", "film", "--n", 2, code=1)
-    assert "has 3; choose n up to 1" in fails("evaluate", "film", "--n", 2, "--data", "moved", code=1)
-    for name in ("d.gif", "d.txt"):
-        shutil.copy(f"moved/a{name[1:]}", f"moved/{name}")
-    assert "frechet" in done("evaluate", "film", "--n", 2, "--data", "moved", "--steps", 2)
+    assert "has 3, enough for n up to 1" in fails("evaluate", "film", "--n", 4, "--data", "moved", code=1)
+    for copy in "defgh":
+        for suffix in (".gif", ".txt"):
+            shutil.copy(f"moved/a{suffix}", f"moved/{copy}{suffix}")
+    assert "n=3 must be 4 at least" in fails("evaluate", "film", "--n", 3, "--data", "moved", code=1)
+    assert "frechet" in done("evaluate", "film", "--n", 4, "--data", "moved", "--steps", 2)
     Path("moved").rename("mine")
     message = fails(*args[:-4], "--out", "other", "--words", 21, "--steps", 2, code=1)
     assert "'A' in 'A red Flag, waving.' is not one of the words" in message and "--words 1000" in message
@@ -642,6 +645,10 @@ def test_a_preset_of_the_courses_digits_does_not_reach_ones_own_data(monkeypatch
     done("train", "video_diffusion_models", "--preset", "laptop", "--data", "mine", *tiny)
     header = checkpoints.read_header("film/model.safetensors")
     assert header["kwargs"]["autoencoder"] is None and "init" not in header
+
+
+def test_the_command_line_knows_all_schemes():
+    assert cli.SCHEMES == tuple(schemes.SCHEMES)
 
 
 def test_wrong_usage_of_videos(plain):

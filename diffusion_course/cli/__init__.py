@@ -128,6 +128,7 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
     from ..data import captions, media, sources
     from ..diffusion import schemes
     from ..training.checkpoints import load_model, locate, read_header
+    from ..training.runs import data_of, language
 
     for name, value, known in ("--sampler", sampler, SAMPLERS), ("--scheme", scheme, SCHEMES):
         if value not in (None, *known):
@@ -152,12 +153,11 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
         raise BadParameter(f"{recipe.origin.paper} does not let one choose the {' and '.join(surplus)}")
     options = recipe.quick(num) | chosen | given(frames=frames) | ({"bar": True} if "bar" in offered else {})
     if text is not None:
-        known = {name: recipe.origin.kwargs[name] for name in ("words", "length")}
-        options["text"] = captions.tokens([text] * num, **known).to(device)
+        options["text"] = captions.tokens([text] * num, **language(recipe)).to(device)
     elif read_header(path).get("data") not in sources.SPLIT and recipe.takes("text"):
         raise BadParameter(f"{path} was trained on captions of your own; give one", param_hint="--text")
     elif recipe.takes("text") or recipe.takes("x"):            # captions, or images for an autoencoder
-        items = sources.load(read_header(path).get("data"), recipe.item, "test")[slice(num)]
+        items = data_of(recipe, read_header(path).get("data"), "test")[slice(num)]
         options |= {name: value.to(device) for name, value in recipe.asked(items).items()}
     if label is not None:
         if not 0 <= label < classes:

@@ -36,49 +36,16 @@ def long_range(video: Tensor, given: int, window: int, step: int) -> Iterator[Ca
         yield list(range(room - len(late))) + late, new
 
 
-def hierarchy(video: Tensor, given: int, window: int, step: int,
-              choose: Callable[..., list[int]] | None = None) -> Iterator[Call]:
-    """Hierarchy-2: first a few frames spread over the whole video, then those between, seeing around them."""
-    seen = evenly(0, given - 1, min(given, window // 2))
-    count = min(window - len(seen), video.shape[2] - given)
-    first = evenly(given and given + (video.shape[2] - 1 - given) // max(1, count), video.shape[2] - 1, count)
-    yield from coarse_to_fine(video, given, window, step, seen, first, choose or nearest)
-
-
-def adaptive(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
-    """Hierarchy-2 that sees, beside what is near, the frames that differ most from all that it sees.
-
-    The paper compares frames by LPIPS; here it is the mean squared difference over all videos of the batch.
-    """
-    def different(done: list[int], new: list[int], seen: list[int], room: int) -> list[int]:
-        chosen, others = list(seen), [i for i in done if i not in seen]
-        for _ in range(min(room, len(others))):
-            gap = (video[:, :, others, None] - video[:, :, None, chosen]).square().mean((0, 1, 4, 5))
-            chosen.append(others.pop(int(gap.amin(1).argmax())))
-        return chosen[len(seen):]
-
-    yield from hierarchy(video, given, window, step, different)
-
-
-def frameskip(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
-    """Video Diffusion Models, sec. 3.1: every skip-th frame, as few as fit in a call, then the others."""
-    skip = -(-video.shape[2] // window)
-    seen, first = list(range(0, given, skip)), [i for i in range(0, video.shape[2], skip) if i >= given]
-    yield from coarse_to_fine(video, given, window, step, seen, first, nearest)
-
-
-SCHEMES = {"autoregressive": autoregressive, "long-range": long_range, "hierarchy": hierarchy,
-           "adaptive": adaptive, "frameskip": frameskip}
-
-
-def coarse_to_fine(video: Tensor, given: int, window: int, step: int, seen: list[int], first: list[int],
+def coarse_to_fine(length: int, given: int, window: int, step: int, seen: list[int], first: list[int],
                    choose: Callable[..., list[int]]) -> Iterator[Call]:
-    """A first call, then what is missing in order: at most `step` frames, and few enough to see all that is
-    near; choose(done, new, seen, room) says what else is looked at."""
+    """A first call, then what is missing, in order: `step` frames, or fewer, to see all that is near.
+
+    choose(done, new, seen, room) says what else is looked at.
+    """
     if first:
         yield seen, first
     done = sorted({*range(given), *first})
-    while missing := [i for i in range(video.shape[2]) if i not in done]:
+    while missing := [i for i in range(length) if i not in done]:
         new = missing[:step]
         while len(new) > 1 and len(new) + len(near(done, new)) > window:
             new = new[:-1]
@@ -103,6 +70,42 @@ def nearest(done: list[int], new: list[int], seen: list[int], room: int) -> list
 def evenly(begin: int, end: int, count: int) -> list[int]:
     """So many whole numbers from begin to end."""
     return [round(i) for i in torch.linspace(begin, end, count, dtype=torch.float64).tolist()]
+
+
+def hierarchy(video: Tensor, given: int, window: int, step: int,
+              choose: Callable[..., list[int]] = nearest) -> Iterator[Call]:
+    """Hierarchy-2: first a few frames spread over the whole video, then those between, seeing around them."""
+    length, seen = video.shape[2], evenly(0, given - 1, min(given, window // 2))
+    count = min(window - len(seen), length - given)
+    first = evenly(given and given + (length - 1 - given) // max(1, count), length - 1, count)
+    yield from coarse_to_fine(length, given, window, step, seen, first, choose)
+
+
+def adaptive(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
+    """Hierarchy-2 that sees, beside what is near, the frames that differ most from all that it sees.
+
+    The paper compares frames by LPIPS; here it is the mean squared difference over all videos of the batch.
+    """
+    def different(done: list[int], new: list[int], seen: list[int], room: int) -> list[int]:
+        chosen, others = list(seen), [i for i in done if i not in seen]
+        for _ in range(min(room, len(others))):
+            gap = (video[:, :, others, None] - video[:, :, None, chosen]).square().mean((0, 1, 4, 5))
+            chosen.append(others.pop(int(gap.amin(1).argmax())))
+        return chosen[len(seen):]
+
+    yield from hierarchy(video, given, window, step, different)
+
+
+def frameskip(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
+    """Video Diffusion Models, sec. 3.1: every skip-th frame, as few as fit in a call, then the others."""
+    length = video.shape[2]
+    skip = -(-length // window)
+    seen, first = list(range(0, given, skip)), [i for i in range(0, length, skip) if i >= given]
+    yield from coarse_to_fine(length, given, window, step, seen, first, nearest)
+
+
+SCHEMES = {"autoregressive": autoregressive, "long-range": long_range, "hierarchy": hierarchy,
+           "adaptive": adaptive, "frameskip": frameskip}
 
 
 def follow(scheme: Scheme, make: Callable[..., Tensor], noise: Tensor, start: Tensor | None = None,

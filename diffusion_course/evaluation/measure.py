@@ -25,6 +25,7 @@ from .frechet import bootstrap, frechet_distance, kernel_distance
 
 Metrics = dict[str, dict[str, float]]
 BATCH = 64  # samples drawn at a time
+FEWEST = 4  # samples of which a spread can be told
 
 
 # ---- samples beside real items
@@ -35,9 +36,9 @@ def measure(x: Tensor, real: Tensor, other: Tensor, train: Tensor, texts: Sequen
 
     train are items that the model may have learnt by heart; texts are what was asked for, one per sample.
     """
-    if not len(x) == len(real) == len(other) > 1:
+    if not len(x) == len(real) == len(other) >= FEWEST:
         raise ValueError(f"{len(x)} samples, {len(real)} and {len(other)} real items: distances are compared "
-                         "at equal numbers, of two at least")
+                         f"at equal numbers, of {FEWEST} at least")
     if not x.isfinite().all():
         broken = (~x.isfinite().flatten(1).all(1)).sum().item()
         raise ValueError(f"{broken} of {len(x)} samples are not finite; look at them before measuring")
@@ -122,9 +123,9 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     """
     header, recipe = checkpoints.read_header(path), checkpoints.load_model(path, device)
     test, train = (data_of(recipe, data or header.get("data"), split) for split in ("test", "train"))
-    if len(test) < 2 * n:
-        raise ValueError(f"n={n} samples need 2 n test items, and {test.name} has {len(test)}; choose n up "
-                         f"to {len(test) // 2}")
+    if n < FEWEST or len(test) < 2 * n:
+        raise ValueError(f"n={n} must be {FEWEST} at least, and needs 2 n test items; {test.name} has "
+                         f"{len(test)}, enough for n up to {len(test) // 2}")
     probes = {probe: sha256_of(checkpoints.obtain(probe)) for probe in PROBES}
     real, other = (test[index] for index in shuffled(len(test), 0, 0)[:2 * n].split(n))
     asked = recipe.asked(other)

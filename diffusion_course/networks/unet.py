@@ -179,6 +179,13 @@ def image_unet(channels: int = 1, out_channels: int | None = None, width: int = 
     return UNet(channels, out_channels, width, (1, 2, 2), attend=(False, True, True), patch=2, **options)
 
 
+def unet_for(shape: tuple[int, ...], latents: bool, width: int, **options) -> UNet:
+    """For images or frames of shape [C, H, W]: image_unet if they are pixels, latent_unet if they are not."""
+    if latents:
+        return latent_unet(shape[0], shape[1], width, **options)
+    return image_unet(shape[0], width=width, **options)
+
+
 def latent_unet(channels: int, side: int, width: int = 48, **options) -> UNet:
     """The same for latents of side x side, which were halved before: 8 x 8 leave room for two levels."""
     deep = side > 8

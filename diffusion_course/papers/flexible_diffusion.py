@@ -22,15 +22,15 @@ from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import follow, hierarchy
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
-from ..networks.unet import image_unet, latent_unet
+from ..networks.unet import unet_for
 from ..recipe import Preset, Recipe, paper
 from .autoencoder_kl import first_stage
 
 LATENTS = {"autoencoder": "vae-mm", "width": 48}
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=8, recipe={"width": 16, "frames": 24, "window": 8, "size": 16}),
-    "laptop": Preset(steps=3000, batch_size=4, lr=3e-3, init="vid-mm", recipe=LATENTS),
-    "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="vid-mm", recipe=LATENTS),
+    "laptop": Preset(steps=3000, batch_size=4, lr=3e-3, init="img-mm", recipe=LATENTS),
+    "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="img-mm", recipe=LATENTS),
 }
 
 
@@ -59,11 +59,7 @@ def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, 
            autoencoder: Recipe | None = None) -> Recipe:
     """Videos of which the network sees at most `window` of so many frames at a time."""
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    temporal = partial(FrameAttention, bias=DistanceBias)
-    if autoencoder:
-        net = latent_unet(shape[0], shape[1], width, temporal=temporal)
-    else:
-        net = image_unet(shape[0], width=width, temporal=temporal)
+    net = unet_for(shape, autoencoder is not None, width, temporal=partial(FrameAttention, bias=DistanceBias))
     schedule = Cosine()
     denoiser = Denoiser(net, schedule, V(), stratified(schedule))
 

@@ -13,7 +13,7 @@ from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
 from ..networks.text import asked_for
-from ..networks.unet import image_unet, latent_unet
+from ..networks.unet import unet_for
 from ..recipe import Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 
@@ -33,10 +33,7 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
     """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
     tokens, null = asked_for(classes, words, length)
-    if autoencoder:
-        net = latent_unet(shape[0], shape[1], width, tokens=tokens)
-    else:
-        net = image_unet(shape[0], width=width, tokens=tokens)
+    net = unet_for(shape, autoencoder is not None, width, tokens=tokens)
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 

@@ -21,7 +21,7 @@ from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
 from ..networks.text import asked_for
-from ..networks.unet import image_unet, latent_unet
+from ..networks.unet import unet_for
 from ..recipe import Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 
@@ -42,10 +42,7 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
     """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
     tokens, null = asked_for(classes, words, length)
-    if autoencoder:
-        net = latent_unet(shape[0], shape[1], width, tokens=tokens, temporal=FrameAttention)
-    else:
-        net = image_unet(shape[0], width=width, tokens=tokens, temporal=FrameAttention)
+    net = unet_for(shape, autoencoder is not None, width, tokens=tokens, temporal=FrameAttention)
     schedule = Cosine()
     denoiser = Denoiser(net, schedule, V(), stratified(schedule))
 

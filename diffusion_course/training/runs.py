@@ -34,13 +34,11 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         raise ValueError(f"{folder} already holds a run; add --resume to go on with it, or choose another "
                          "--out")
     plan = replace(module.PRESETS[preset], **(numbers or {}))
-    kwargs, init = {**plan.recipe, **(recipe or {})}, init or plan.init
-    if data is not None and data not in sources.SPLIT:         # the course's models know digits only
-        kwargs = {name: value for name, value in kwargs.items() if name in (recipe or {}) or
-                  name not in parts(module)}
-        init = None if init == plan.init else init
+    own = data is not None and data not in sources.SPLIT       # the course's models know digits only
+    usual = {name: value for name, value in plan.recipe.items() if not own or name not in parts(module)}
+    init = init or (None if own else plan.init)
     torch.manual_seed(seed)
-    made = module.recipe(**with_parts(module, kwargs))
+    made = module.recipe(**with_parts(module, {**usual, **(recipe or {})}))
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
         source = data_of(made, data or (None if made.data == "mnist" else made.data))
     check(made, source)
@@ -68,8 +66,13 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
 def data_of(recipe: Recipe, name: str | None, split: str = "train") -> Any:
     """Data of that name as the recipe wants them: in the shape of its items, with as many words."""
     source = sources.load(name, recipe.item, split)
-    said = {key: recipe.origin.kwargs[key] for key in ("words", "length") if recipe.origin.kwargs.get(key)}
-    return replace(source, **said) if isinstance(source, Images) else source
+    return replace(source, **language(recipe)) if isinstance(source, Images) else source
+
+
+def language(recipe: Recipe) -> dict[str, int]:
+    """How many words a recipe's captions are made of, and how many they have: options of captions.tokens."""
+    kwargs = recipe.origin.kwargs
+    return {name: kwargs[name] for name in ("words", "length") if kwargs.get(name)}
 
 
 def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:

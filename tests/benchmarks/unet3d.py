@@ -21,14 +21,14 @@ from diffusion_course.networks.unet import UNet, image_unet
 SHAPES = ((4, 1, 16, 32, 32), (16, 1, 8, 16, 16))
 
 
-def ours(width=64, **options):
+def ours():
     """The network of papers/video_diffusion_models.py."""
-    return image_unet(width=width, temporal=FrameAttention, **options)
+    return image_unet(width=64, temporal=FrameAttention)
 
 
-def full(width=48):
+def full():
     """The same without patches, as in the paper: convolutions at every resolution."""
-    return UNet(width=width, multipliers=(1, 2, 2), attend=(False, True, True), temporal=FrameAttention)
+    return UNet(width=48, multipliers=(1, 2, 2), attend=(False, True, True), temporal=FrameAttention)
 
 
 def lucidrains():
@@ -132,12 +132,12 @@ def main():
                 made.pop(name, None)
                 print(f"{name}: not measured at {shape} ({str(error).splitlines()[0]})")
         flops = {}
-        for name, functions in made.items():
-            for kind, f in zip(("forward", "step"), functions):
+        for name in made:                                      # of one clip: all scores would fill the memory
+            for kind, f in zip(("forward", "step"), forward_and_step(name, (1, *shape[1:]))):
                 with FlopCounterMode(display=False) as counter, \
                         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                     f()
-                flops[name, kind] = counter.get_total_flops()
+                flops[name, kind] = counter.get_total_flops() * shape[0]
         taken = {key: [] for key in flops}
         matmul = []
         for _ in range(args.rounds):                           # in turn, for fairness

@@ -132,6 +132,9 @@ def test_models_of_the_course_are_for_its_data(tmp_path, monkeypatch):
     trainer, _ = begin("video_diffusion_models", {"autoencoder": str(first)}, "mine")      # unless asked for
     assert trainer.recipe.shape == (4, 4, 4, 4)
     shutil.rmtree("run")
+    with pytest.raises(ValueError, match="'nowhere' is neither a checkpoint"):
+        begin("video_diffusion_models", {}, "mine", init="nowhere")            # asked for, so not dropped
+    shutil.rmtree("run")
     trainer, _ = begin("video_diffusion_models", {"autoencoder": "none"}, "moving_digits", init="none")
     assert trainer.recipe.shape == (1, 4, 16, 16)
 
