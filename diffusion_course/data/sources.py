@@ -3,12 +3,11 @@ from pathlib import Path
 
 from . import mnist
 
+BOUNCING = {"mode": "bounce", "counts": 1, "speeds": (0.25, 0.5)}
 KINDS = {  # of moving digits; to train, every fourth bouncing one is shown at every fourth frame
     "moving": {"train": {}, "test": {}},
-    "bouncing": {"train": {"mode": "bounce", "counts": 1, "stride": (1, 1, 1, 4)},
-                 "test": {"mode": "bounce", "counts": 1}},
-    "hiding": {"train": {"mode": "bounce", "counts": 1, "hidden": 20},
-               "test": {"mode": "bounce", "counts": 1, "hidden": 20}},
+    "bouncing": {"train": BOUNCING | {"stride": (1, 1, 1, 4)}, "test": BOUNCING},
+    "hiding": {"train": BOUNCING | {"hidden": 20}, "test": BOUNCING | {"hidden": 20}},
 }
 CLIPS = tuple(f"{kind}_{images}" for kind in KINDS for images in ("mnist", "digits"))
 SPLIT = ("mnist", "digits", *CLIPS)                            # these have items to train and others to test

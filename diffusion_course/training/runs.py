@@ -24,9 +24,9 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
           **options) -> tuple[Trainer, Any]:
     """A trainer for a paper at a preset, and its batches; with resume it goes on with what is in the folder.
 
-    init names a model whose weights it starts from, "none" is none; recipe and numbers take the place of the
-    preset's own arguments; options are the trainer's.  On data of one's own a preset does not begin with
-    models of the course.
+    init names a model whose weights it starts from, "none" is none, and "a,b" is a with the weights of b laid
+    over; recipe and numbers take the place of the preset's own arguments; options are the trainer's.  On data
+    of one's own a preset does not begin with models of the course.
     """
     module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
     begun = (state := folder / "state.safetensors").exists()
@@ -45,8 +45,10 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
     facts = {"data": source.name, "preset": preset, "batch_size": plan.batch_size}
-    if init not in (None, "none") and not begun:
-        facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(init))
+    for model in (init or "none").split(",") if not begun else ():
+        if model != "none":                                    # what several have, the last one gives
+            over = {"over": facts["init"]} if "init" in facts else {}
+            facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(model)) | over
     options.setdefault("samples", 16 if len(made.item) == 3 else max(1, min(16, 256 // made.item[1])))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)

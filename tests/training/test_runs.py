@@ -120,6 +120,25 @@ def test_a_preset_may_begin_with_a_model(tmp_path, monkeypatch):
     assert "init" not in trainer.facts
 
 
+def test_a_model_may_begin_with_two_others(tmp_path, monkeypatch):
+    """A video model for captions: what only the image model knows, below what the video model knows better."""
+    image, video = latent_diffusion.recipe(width=16, size=16), video_diffusion_models.recipe(16, 4, 16)
+    wake(image.model), wake(video.model)
+    names = [str(checkpoints.save_model(tmp_path / f"{name}.safetensors", model, step=step))
+             for name, model, step in (("image", image, 7), ("video", video, 5))]
+    presets(monkeypatch, recipe={"width": 16, "words": 21})
+    trainer, _ = begin("video_diffusion_models", {}, None, init=",".join(names))
+    own, image, video = (recipe.model.state_dict() for recipe in (trainer.recipe, image, video))
+    for name, weight in own.items():
+        given = video.get(name, image.get(name))
+        if given is not None and given.shape == weight.shape:
+            assert torch.equal(weight, given.half().float()), name
+    assert set(own) == set(image) | set(video)
+    assert trainer.facts["init"]["checkpoint"] == "video" and trainer.facts["init"]["steps"] == 5
+    assert trainer.facts["init"]["over"]["checkpoint"] == "image"
+    assert checkpoints.steps_in_all({"init": trainer.facts["init"]}) == 5
+
+
 def test_models_of_the_course_are_for_its_data(tmp_path, monkeypatch):
     first = checkpoints.save_model(tmp_path / "first.safetensors", autoencoder_kl.recipe(width=8, size=16))
     presets(monkeypatch, init="nowhere", recipe={"autoencoder": str(first)})
