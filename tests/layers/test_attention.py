@@ -8,16 +8,19 @@ from diffusion_course.layers.attention import Attention, FrameAttention, attend
 from diffusion_course.layers.spacetime import Frames, TemporalConv
 
 
-@pytest.mark.parametrize("keys", [1, 8, 32, 33, 64])           # both kernels
+@pytest.mark.parametrize("keys", [1, 8, 32, 33, 64, 65])       # both kernels
 @pytest.mark.parametrize("masked", [False, True])
-def test_both_kernels_are_torchs(keys, masked):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_kernels_are_torchs(keys, masked, dtype):
     q, k, v = torch.randn(3, 4, 16, 8), torch.randn(3, 4, keys, 8), torch.randn(3, 4, keys, 8)
     bias = torch.randn(4, 16, keys)
     if masked:
         bias[:, :, keys // 2 + 1:] = float("-inf")
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     for b in (None, bias):
         expected = F.scaled_dot_product_attention(q, k, v, b)
-        torch.testing.assert_close(attend(q, k, v, b), expected, rtol=1e-4, atol=1e-5)
+        half = [x if x is None else x.to(dtype) for x in (q, k, v, b)]
+        torch.testing.assert_close(attend(*half).float(), expected, **near)
 
 
 def test_attention_is_torchs_multihead():
