@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion.ema import EMA
-from .diffusion.samplers import ancestral_step, ddim_step
+from .diffusion.samplers import ddim_step
 
 Batch = dict[str, Tensor]  # {"x": clean images or videos in [-1, 1], "label": ..., "text": ...}
 
@@ -60,8 +60,8 @@ class Recipe:
         offered, options = inspect.signature(self.sample).parameters, {}
         if {"steps", "step"} <= set(offered):
             steps, step = (offered[name].default for name in ("steps", "step"))
-            quick = steps <= 50 and step not in (None, ancestral_step)
-            options = {"steps": min(50, steps), "step": step if quick else ddim_step}
+            own = steps <= 50 and step is not None
+            options = {"steps": min(50, steps), "step": step if own else ddim_step}
         if classes := self.origin and self.origin.kwargs.get("classes"):
             options["label"] = torch.arange(n, device=next(self.model.parameters()).device) % classes
         return options

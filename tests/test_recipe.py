@@ -111,6 +111,7 @@ def test_quick_options_are_a_papers_own_unless_those_are_slow():
     assert edm.recipe(width=8).quick(3) == {"steps": 18, "step": heun_step}
     for slow in (ddpm.recipe(width=8), score_sde.recipe(width=8)):
         assert slow.quick(3) == {"steps": 50, "step": ddim_step}
+    assert ddpm.recipe(width=8, num_steps=20).quick(3) == {"steps": 20, "step": ancestral_step}
     labels = ddim_guidance.recipe(width=8).quick(12)["label"]
     assert labels.tolist() == [*range(10), 0, 1]
 

@@ -31,7 +31,7 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     """Images of shape [C, H, W] or videos of shape [C, F, H, W].
 
     name is one of SPLIT, a folder, or mnist_test_seq, the original Moving MNIST, which is only fetched if
-    `download`; None is mnist or moving_mnist.  bouncing_mnist has one digit, mirrored by the walls, and in
+    `download`; None is mnist or moving_mnist.  bouncing_mnist has one slow digit, mirrored by the walls; in
     hiding_mnist it cannot be seen for 20 frames.  Where MNIST cannot be had and was not asked for by name,
     scikit-learn's digits stand in (`digits`, `moving_digits` and so on), and one line says so.
     """

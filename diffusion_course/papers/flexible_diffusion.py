@@ -29,15 +29,15 @@ from .autoencoder_kl import first_stage
 LATENTS = {"autoencoder": "vae-mm", "width": 48}
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=8, recipe={"width": 16, "frames": 24, "window": 8, "size": 16}),
-    "laptop": Preset(steps=3000, batch_size=4, lr=3e-3, init="img-mm", recipe=LATENTS),
-    "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="img-mm", recipe=LATENTS),
+    "laptop": Preset(steps=3000, batch_size=4, lr=3e-3, init="vid-mm", recipe=LATENTS),
+    "t4": Preset(steps=30_000, batch_size=32, lr=1e-3, init="vid-mm", recipe=LATENTS),
 }
 
 
 class DistanceBias(nn.Module):
     """What is added to the scores when one frame looks at another: from their distance and the first's time.
 
-    Sec. 3.1.  Logarithms of the distance let it go on beyond what was trained.  Starts as 0.
+    Logarithms of the distance let it go on beyond what was trained.  Starts as 0.
     """
 
     def __init__(self, heads: int, dim: int, width: int = 64):
@@ -92,7 +92,7 @@ def among(index: Tensor, valid: Tensor) -> Frames:
 
 def subsets(batch: int, length: int, window: int, device=None,
             rounds: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """What to train on (algorithm 1): at most `window` frames of a video, of which some are given.
+    """What to train on: at most `window` frames of a video, of which some are given.
 
     Groups of frames at one spacing, drawn until no more fit; the first is to be made, of the others one half
     is.  Returns index, seen and valid [B, window]; where fewer frames were drawn the others are not valid.

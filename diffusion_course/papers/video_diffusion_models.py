@@ -15,7 +15,7 @@ from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import CFG, ReconstructionGuidance, drop_condition
 from ..diffusion.predictions import V
 from ..diffusion.random import rand, randn_like
-from ..diffusion.samplers import ancestral_step, ddim_step, last, noise_of, sample, trajectory
+from ..diffusion.samplers import ancestral_step, last, noise_of, sample, trajectory
 from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
@@ -55,8 +55,8 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
         return denoiser.loss(torch.cat([z, others.gather(2, pick)], dim=2),
                              frames=joint(z, images, batch.get("fps")), **cond)
 
-    def draw(noise, cond, steps=25 if null else 50, step=ddim_step, scale=2.0 if null else 1.0, start=None,
-             w_r=2.0, langevin=1, scheme=autoregressive, stride=1, bar=False):
+    def draw(noise, cond, steps=25 if null else 50, step=ancestral_step, scale=2.0 if null else 1.0,
+             start=None, w_r=2.0, langevin=1, scheme=autoregressive, stride=1, bar=False):
         guided, start = CFG(denoiser, scale, null), None if start is None else first.encode(start)
 
         def make(noise, index, seen, at):

@@ -114,7 +114,7 @@ def test_a_row_of_an_image_model(untrained, offline, tmp_path):
     row = measure.evaluate(path, n=10, seed=5)
     assert row["model"] == "mine" and row["paper"] == "ddpm" and row["data"] == "digits"
     assert row["shape"] == [1, 16, 16] and row["n"] == 10 and row["seed"] == 5
-    assert row["sampling"] == {"steps": 20, "step": "ddim_step"} and row["evaluations"] == 20
+    assert row["sampling"] == {"steps": 20, "step": "ancestral_step"} and row["evaluations"] == 20
     assert row["training"] == {"steps": 10, "batch_size": 4, "minutes": 1.5, "device": "cpu", "seed": 3,
                                "flops": row["training"]["flops"]}
     assert row["parameters"] == sum(p.numel() for p in ddpm.recipe(width=8, size=16).model.parameters())
