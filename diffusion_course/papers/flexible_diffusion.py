@@ -17,7 +17,7 @@ from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import Known
 from ..diffusion.predictions import V
 from ..diffusion.random import rand, randn_like
-from ..diffusion.samplers import ddim_step, sample
+from ..diffusion.samplers import ancestral_step, sample
 from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import follow, hierarchy
 from ..layers.attention import FrameAttention
@@ -72,7 +72,8 @@ def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, 
         made = (valid & ~seen).to(z)[:, None, :, None, None]                   # and only the others count
         return denoiser.loss(z, t, weight=made / made.mean(), frames=among(index, valid))
 
-    def draw(noise, steps=25, step=ddim_step, start=None, scheme=hierarchy, advance=window // 2, bar=False):
+    def draw(noise, steps=25, step=ancestral_step, start=None, scheme=hierarchy, advance=window // 2,
+             bar=False):
         def make(noise, index, seen, at):
             geometry = Frames(len(index), index.expand(len(noise), -1))
             known = Known(denoiser, seen, at) if len(at) else denoiser

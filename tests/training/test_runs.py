@@ -121,7 +121,7 @@ def test_a_preset_may_begin_with_a_model(tmp_path, monkeypatch):
 
 
 def test_a_model_may_begin_with_two_others(tmp_path, monkeypatch):
-    """A video model for captions: what only the image model knows, below what the video model knows better."""
+    """A video model for captions: the video model's weights, and what only the image model has."""
     image, video = latent_diffusion.recipe(width=16, size=16), video_diffusion_models.recipe(16, 4, 16)
     wake(image.model), wake(video.model)
     names = [str(checkpoints.save_model(tmp_path / f"{name}.safetensors", model, step=step))
