@@ -62,7 +62,7 @@ SHIPPED = {
                         file="results/samplers.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
-    "leaderboard": Shipped("dd55d310104ad38037e9848b0736b2985fef828834b8e9823da50eec01eab3b1",
+    "leaderboard": Shipped("d281e4bdc8592f5e771f38db8010d146de9dcebb03a5df3d46a6a5340f9ceb3b",
                            file="results/leaderboard.jsonl"),
     "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
 }
