@@ -396,7 +396,7 @@ def test_every_sampler_is_its_own(awake):
     assert list(x) == ["ancestral", "ddim", "euler", "heun", "dpm++", "reverse-diffusion",
                        "predictor-corrector"]
     assert np.array_equal(x["ddim"], x["euler"])               # they are the same step
-    assert np.array_equal(x["ddim"], drawn(awake, "--num", 2, "--steps", 6))
+    assert np.array_equal(x["ancestral"], drawn(awake, "--num", 2, "--steps", 6))      # its own, being quick
     different = [y for name, y in x.items() if name != "euler"]
     assert all(not np.allclose(a, b, atol=1e-6) for k, a in enumerate(different) for b in different[:k])
 

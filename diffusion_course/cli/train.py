@@ -20,7 +20,7 @@ def train_options(
         data: Annotated[Optional[str], typer.Option(help="A name, as for `data`, or a folder.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Folder of the run; default: runs/PAPER.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out if any.")] = False,
-        init: Annotated[Optional[str], typer.Option(help="Begin with the weights of a (or a,b).")] = None,
+        init: Annotated[Optional[str], typer.Option(help="Weights to begin with: a, or a,b; none.")] = None,
         save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
         accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
         precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
