@@ -58,6 +58,18 @@ class Exercise:
         return f'def {self.signature}:\n    """{prompt}"""\n    ...  # your code\n'
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the learner in words; a person gives the points, by the rubric."""
+
+    key: str                                                   # "1.w": the written question of lesson 01
+    title: str
+    points: int
+    prompt: str
+    rubric: tuple[str, ...]                                    # what an answer must say, a point each
+    answer: str                                                # one good answer
+
+
 class Answer:
     """A learner's function: takes copies, raises only Wrong and NotSolved, remembers its last call."""
 

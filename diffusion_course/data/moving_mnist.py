@@ -84,7 +84,8 @@ class MovingMNIST:
         self.pairs = tuple(pair for pair in PAIRS if pair in self.pairs)       # in whatever order they came
         self.table = [divmod(PAIRS.index(pair), len(DIRECTIONS)) for pair in self.pairs]
         images = self.images or mnist.load(split="test" if self.split == "test" else "train", size=28)
-        kind = "hiding" if self.hidden else "bouncing" if self.mode == "bounce" else "moving"
+        kind = ("hiding" if self.hidden else "bouncing" if self.mode == "bounce" else
+                "slow" if max(self.speeds) <= 0.5 else "moving")
         self.name = f"{kind}_{images.name}"
         self.glyphs, labels = glyphs(images, self.digit)                       # [N, d, d]
         keep = np.arange(len(labels))

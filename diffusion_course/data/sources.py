@@ -3,9 +3,11 @@ from pathlib import Path
 
 from . import mnist
 
-BOUNCING = {"mode": "bounce", "counts": 1, "speeds": (0.25, 0.5)}
+SLOW = {"counts": 1, "speeds": (0.25, 0.5)}
+BOUNCING = SLOW | {"mode": "bounce"}
 KINDS = {  # of moving digits; to train, every fourth bouncing one is shown at every fourth frame
     "moving": {"train": {}, "test": {}},
+    "slow": {"train": SLOW, "test": SLOW},
     "bouncing": {"train": BOUNCING | {"stride": (1, 1, 1, 4)}, "test": BOUNCING},
     "hiding": {"train": BOUNCING | {"hidden": 20}, "test": BOUNCING | {"hidden": 20}},
 }
@@ -31,8 +33,8 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     """Images of shape [C, H, W] or videos of shape [C, F, H, W].
 
     name is one of SPLIT, a folder, or mnist_test_seq, the original Moving MNIST, which is only fetched if
-    `download`; None is mnist or moving_mnist.  bouncing_mnist has one slow digit, mirrored by the walls; in
-    hiding_mnist it cannot be seen for 20 frames.  Where MNIST cannot be had and was not asked for by name,
+    `download`; None is mnist or moving_mnist.  slow_mnist has one slow digit; in bouncing_mnist it goes in any
+    direction and is mirrored by the walls; in hiding_mnist it cannot be seen for 20 frames as well.  Where MNIST cannot be had and was not asked for by name,
     scikit-learn's digits stand in (`digits`, `moving_digits` and so on), and one line says so.
     """
     channels, *frames, size = shape[:-1]

@@ -69,7 +69,7 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
         return follow(scheme, make, noise, start, frames)
 
     return Recipe(denoiser, loss, asking(draw, null), (shape[0], frames, *shape[1:]), autoencoder=first,
-                  data="moving_mnist" if words else "bouncing_mnist", item=(item[0], frames, *item[1:]))
+                  data="slow_mnist" if words else "bouncing_mnist", item=(item[0], frames, *item[1:]))
 
 
 def joint(clip: Tensor, images: int, fps: Tensor | None = None) -> Frames:
