@@ -165,24 +165,27 @@ def close(got: Tensor, want: Tensor) -> bool:
     return torch.allclose(got.double(), want.double(), rtol=1e-3, atol=1e-5)
 
 
-def judge(exercise: Exercise, function: Any, seconds: float = 5.0) -> tuple[bool | None, str]:
-    """True (correct), False (wrong) or None (not solved yet), and what to tell the learner."""
+def judge(exercise: Exercise, function: Any, seconds: float = 5.0, seed: int = 0) -> tuple[bool | None, str]:
+    """True (correct), False (wrong) or None (not solved yet), and what to tell the learner.
+
+    The inputs are drawn with seed.
+    """
     if function is None or function is ...:
         return None, "There is no function yet."
     if not callable(function):
         return False, f"check needs the function {exercise.solution.__name__} itself, not {kind(function)}."
     try:
         with torch.random.fork_rng(devices=[]):                # the notebook's stream goes on as before
-            return within(seconds, lambda: verdict(exercise, function))
+            return within(seconds, lambda: verdict(exercise, function, seed))
     except TimeoutError:
         return False, f"It was stopped after {seconds:g} seconds; is there a loop that never ends?"
 
 
-def verdict(exercise: Exercise, function: Callable) -> tuple[bool | None, str]:
+def verdict(exercise: Exercise, function: Callable, seed: int) -> tuple[bool | None, str]:
     answer = None
     try:
         answer = Answer(function, exercise)
-        exercise.check(answer, torch.Generator().manual_seed(0))
+        exercise.check(answer, torch.Generator().manual_seed(seed))
     except NotSolved as error:
         return None, str(error)
     except Wrong as error:

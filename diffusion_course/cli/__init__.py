@@ -1,6 +1,7 @@
 """The same recipes from a terminal: diffusion-course, or python -m diffusion_course."""
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -49,7 +50,7 @@ def show_papers(as_json: Json = False):
 @app.command("data")
 def show_data(
         name: Annotated[Optional[str], typer.Argument(
-            help="mnist, moving_mnist, bouncing_mnist, hiding_mnist; digits for mnist in any of these; "
+            help="mnist, moving_mnist, slow_mnist, bouncing_mnist, hiding_mnist; digits for mnist in these; "
                  "mnist_test_seq (819 MB); or a folder.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Write 64 items: .png, .gif, .mp4.")] = None,
         as_json: Json = False):
@@ -91,6 +92,23 @@ def show_lessons(as_json: Json = False, markdown: Annotated[
     say([facts(lesson) for lesson in LESSONS], as_json, [markdown_table() if markdown else text_table()])
 
 
+@app.command("badges")
+def point_badges(
+        repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Your fork on GitHub.")],
+        ref: Annotated[str, typer.Option(help="A branch or tag of it.")] = "main",
+        folder: Annotated[Optional[Path], typer.Option(help="Default: the clone this runs from.")] = None):
+    """Point the Colab badges and install lines of the lessons to your fork of the course."""
+    from ..classroom import badges
+    if not re.fullmatch(badges.NAME, repo):
+        raise BadParameter(f"{repo!r} must be OWNER/NAME of letters, digits, . _ -", param_hint="--repo")
+    if not re.fullmatch(badges.REF, ref):
+        raise BadParameter(f"{ref!r} must be a branch or tag of letters, digits, . _ - /", param_hint="--ref")
+    try:
+        badges.point_to(repo, ref, folder)
+    except ValueError as error:
+        raise BadParameter(str(error), param_hint="--folder") from error
+
+
 @app.command("run")
 def run_lesson(
         lesson: Annotated[str, typer.Argument(metavar="LESSON", help="Its number or name: 1, 01, ddpm.")],
@@ -101,6 +119,20 @@ def run_lesson(
     from ..classroom.curriculum import find, notebook
     from ..classroom.runner import run
     print(run(notebook(find(lesson)), out, preset, timeout))
+
+
+@app.command("assignment")
+def write_assignment(
+        lessons: Annotated[list[str], typer.Argument(metavar="LESSON...", help="Numbers or names: 02 13.")],
+        out: Annotated[Path, typer.Option(help="Folder of an nbgrader course, new or begun before.")]):
+    """Write the exercises of lessons as notebooks for nbgrader: stubs, checks, points, no solutions."""
+    try:
+        from ..classroom.assignment import write
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'diffusion-course[instructor]'") from error
+    for path in write(lessons, out):
+        print(path)
+    print(f"next: cd {out}; nbgrader generate_assignment NAME (see lessons/INSTRUCTORS.md)")
 
 
 app.add_typer(training, name="train")

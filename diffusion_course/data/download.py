@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 REPOSITORY = "diffusion-course/diffusion-course"  # of the course, on GitHub
+REF = "main"  # its branch; a fork changes both by `diffusion-course badges`
 CHUNK = 1 << 16
 
 
@@ -25,7 +26,7 @@ def repository_data() -> Path | None:
 
 def repository_url(path: str) -> str:
     """Where a file of the repository is to be had without a clone; path is relative to its root."""
-    return f"https://raw.githubusercontent.com/{REPOSITORY}/main/{path}"
+    return f"https://raw.githubusercontent.com/{REPOSITORY}/{REF}/{path}"
 
 
 def given_folder() -> Path | None:

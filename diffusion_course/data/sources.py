@@ -33,9 +33,10 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     """Images of shape [C, H, W] or videos of shape [C, F, H, W].
 
     name is one of SPLIT, a folder, or mnist_test_seq, the original Moving MNIST, which is only fetched if
-    `download`; None is mnist or moving_mnist.  slow_mnist has one slow digit; in bouncing_mnist it goes in any
-    direction and is mirrored by the walls; in hiding_mnist it cannot be seen for 20 frames as well.  Where MNIST cannot be had and was not asked for by name,
-    scikit-learn's digits stand in (`digits`, `moving_digits` and so on), and one line says so.
+    `download`; None is mnist or moving_mnist.  slow_mnist has one slow digit; in bouncing_mnist it goes in
+    any direction and is mirrored by the walls; in hiding_mnist it cannot be seen for 20 frames as well.
+    Where MNIST cannot be had and was not asked for by name, scikit-learn's digits stand in (`digits`,
+    `moving_digits` and so on), and one line says so.
     """
     channels, *frames, size = shape[:-1]
     if name not in (None, *SPLIT, "mnist_test_seq") and not Path(name).exists():

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..classroom.exercise import Exercise, judge
+from ..classroom.exercise import Exercise, Question, judge
 
 _hints_given: Counter = Counter()
 
@@ -28,6 +28,11 @@ def lessons() -> list[str]:
 def of_lesson(lesson: str) -> tuple[Exercise, ...]:
     """The exercises of a lesson, easy ones first."""
     return importlib.import_module(f"{__name__}.lesson_{lesson}").EXERCISES
+
+
+def question(lesson: str) -> Question:
+    """The question of a lesson that is answered in words."""
+    return importlib.import_module(f"{__name__}.lesson_{lesson}").QUESTION
 
 
 def find(key: str) -> Exercise:

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from ..classroom.exercise import Exercise, agree
+from ..classroom.exercise import Exercise, Question, agree
 
 
 def alpha(t):
@@ -128,3 +128,21 @@ third = Exercise(
          "guessed.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="0.w", title="two points and one jump", points=3,
+    prompt="The data are two points, (-1, 0) and (1, 0), equally likely. A network has learned the best "
+           "guess of the noise, with the lesson's loss and schedule. (a) Take one step from t = 1 straight "
+           "to t = 0. Where do the samples land, and why there? (b) Why do 50 small steps from the same "
+           "noise end on the two points? (c) Is the loss of this perfect network zero at all times?",
+    rubric=("One step lands near the origin, whatever the noise: at t = 1 both points are about equally "
+            "possible, and a squared error makes the best guess their mean.",
+            "In small steps the guess is made anew with less noise: the place of x makes one point more "
+            "likely, the guess leans to it, and so on until only one point is possible.",
+            "No. Where both points are still possible, x does not tell which noise is in it, so even the "
+            "best guess has an error."),
+    answer="At t = 1 the two points can hardly be told apart, so the best guess of the data is their mean, "
+           "and one jump ends near the origin, where no data are. After a small step there is less noise, "
+           "and x lies a little nearer to one of the points. The next guess leans that way, and after many "
+           "steps one point is left. The loss is above zero wherever x may come from either point: the "
+           "noise cannot be known there, and no training changes that.")

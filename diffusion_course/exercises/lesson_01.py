@@ -1,7 +1,7 @@
 """Lesson 01, DDPM and Improved DDPM.  Steps are n = 1 ... T as in the papers, and betas[n - 1] is beta_n."""
 import torch
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor, unpack
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor, unpack
 
 
 # 1.1 ------------------------------------------------------------------------------------------------------
@@ -240,3 +240,22 @@ third = Exercise(
          "exceeds u.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="1.w", title="a world that is one Gaussian", points=3,
+    prompt="Suppose that the data are one Gaussian with mean m and variance s^2 in every pixel, all pixels "
+           "independent, and that the reverse chain may use the true mean and variance of every step. (a) "
+           "Does it need a thousand small steps? (b) What goes wrong with ten large steps if the data are "
+           "two bumps far apart? (c) Which variance is right for the Gaussian data, beta or beta tilde, if "
+           "s = 0, if s = 1, and between?",
+    rubric=("No: with Gaussian data x_{n-1} and x_n are jointly Gaussian, so the reverse step is exactly "
+            "Gaussian, however large it is.",
+            "With two bumps the reverse of a large step has two bumps, too; one Gaussian cannot say so, "
+            "and also draws from the gap between them.",
+            "s = 0: beta tilde, as x_0 is known. s = 1: beta, as the data are like the noise. Between: a "
+            "variance between the two, which is what v chooses."),
+    answer="Small steps are there to make the reverse step Gaussian. Gaussian data and Gaussian noise are "
+           "jointly Gaussian, so there it is exact for steps of any size. With two bumps far apart, a "
+           "large step back may have come from either, and the one Gaussian with their mean and variance "
+           "lies across the gap. For s = 0 the data are a single image, and the posterior with beta tilde "
+           "is the reverse step. For s = 1 it is beta, and between them the right variance lies between.")

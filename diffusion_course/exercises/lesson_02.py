@@ -1,7 +1,7 @@
 """Lesson 02, DDIM and guidance.  alpha_bar is [T + 1]: alpha_bar[0] = 1 is data, alpha_bar[T] is noise."""
 import torch
 
-from ..classroom.exercise import Exercise, agree, unpack
+from ..classroom.exercise import Exercise, Question, agree, unpack
 
 SD = 0.6  # of both bumps of the toy data, whose means are -1 and 1
 
@@ -232,3 +232,20 @@ third = Exercise(
          "Nothing is guided: inside the interval the scale is 1 + w.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="2.w", title="there and back, but changed", points=3,
+    prompt="You invert a test digit with its own label, scale 1, eta = 0 and 100 steps. Then you sample "
+           "from the noise that was found. Change one thing on the way down: (a) eta = 1, (b) 50 steps "
+           "instead of 100, (c) scale 4. In which of the three cases does the digit come back, and why?",
+    rubric=("(a) No: fresh noise in every step takes the place of the noise that was found, so the start "
+            "no longer decides what is drawn.",
+            "(b) Nearly: up and down follow the same differential equation, and fewer steps only follow it "
+            "less exactly.",
+            "(c) No: guidance changes the predicted noise and so the equation. From the same start another "
+            "curve leads to another image, typically bolder."),
+    answer="Inversion finds the end of one curve of an ODE. With eta = 1 the way down is no curve at all: "
+           "each step replaces part of the noise, and another digit comes out. With 50 steps the same "
+           "curve is followed more roughly, so the digit comes back with a small error. With scale 4 the "
+           "prediction is another one, so it is another ODE. Its curve from this noise ends elsewhere, at "
+           "a bolder digit or even a wrong one.")

@@ -3,7 +3,7 @@ import itertools
 
 import torch
 
-from ..classroom.exercise import Exercise, agree, unpack
+from ..classroom.exercise import Exercise, Question, agree, unpack
 
 
 # 3.1 ------------------------------------------------------------------------------------------------------
@@ -192,3 +192,22 @@ third = Exercise(
          "These are the standard deviations; their squares are asked for.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="3.w", title="all points in the small mode", points=3,
+    prompt="In the lesson plain Langevin dynamics, with the exact score of the data, ends with 49 % of the "
+           "points in the mode that holds 80 %. Now let all points start in the small mode. (a) What share "
+           "of the large mode do you expect at the end of the plain walk, and why? (b) Would a larger "
+           "network, or twice as many steps, help? (c) What do you expect if the noise is lowered slowly "
+           "from width 3, from the same start?",
+    rubric=("About 0 %: the score is local, so points climb the hill they are on, and no path leads across "
+            "the empty gap.",
+            "Neither helps: the score is exact already, and crossing the gap takes far longer than any "
+            "such number of steps.",
+            "Near 80 %: at width 3 the modes are one hill, so the start is forgotten, and the shares of "
+            "the data settle as the noise falls."),
+    answer="The score says which way is uphill from here. It does not say how much data another hill "
+           "holds, so points that start in the small mode stay there, and the large one gets about 0 %. "
+           "The score is exact, so no network improves it, and twice the steps do not lead over an empty "
+           "gap. With much noise the two modes are one hill. The points forget where they began, and "
+           "lowering the noise slowly leaves about 80 % in the large mode.")

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import nn
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor, unpack
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor, unpack
 
 
 # 4.1 ------------------------------------------------------------------------------------------------------
@@ -196,3 +196,22 @@ third = Exercise(
          "That is the floor alone, as if diffusion were perfect.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="4.w", title="latents that are too well behaved", points=3,
+    prompt="Somebody picks the KL weight for which the latents are closest to N(0, I). In the lesson's "
+           "sweep that is weight 10, with 0.0 nats and an error of 0.153. (a) What do these latents say "
+           "about an image? (b) A diffusion model is trained on them. How well can it learn their "
+           "distribution, and what do its samples look like when decoded? (c) With weight 1e-6 random "
+           "latents decode to nonsense. Why does the paper choose it all the same?",
+    rubric=("Nothing: the encoder says the same of every image, so the latents are noise alone (the "
+            "posterior has collapsed).",
+            "It learns them easily, since they are just Gaussian noise, but all samples decode to the same "
+            "blur.",
+            "With little KL the reconstructions stay good, which limits all samples. That the latents are "
+            "not Gaussian does not matter, since diffusion learns their distribution."),
+    answer="At 0.0 nats the latents are the same N(0, I) for every image, so they carry nothing. A "
+           "diffusion model learns this distribution without trouble, but whatever it draws decodes to the "
+           "same blur. What the decoder cannot draw, no diffusion model brings back, so good "
+           "reconstructions come first. Latents from N(0, I) are never decoded: diffusion learns where the "
+           "latents of images lie, and draws from there.")

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import nn
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor
 
 
 # 5.1 ------------------------------------------------------------------------------------------------------
@@ -211,3 +211,22 @@ third = Exercise(
          "of convolutions with strides gives something else.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="5.w", title="three rescues for a bag of words", points=3,
+    prompt="With a frozen bag of words 14 % of the held-out sentences are drawn in order, with one layer "
+           "of attention 91 %. Three rescues are proposed: (a) train the vectors of the bag's words "
+           "together with the picture model; (b) train on ten times as many pictures; (c) change the data, "
+           "so that either of the two digits may stand on the left. After which of them can the bag do "
+           "about as well as the encoder with attention, and why?",
+    rubric=("(a) does not help: a bag adds up its words, so both orders give the same vector, whatever the "
+            "word vectors are.",
+            "(b) does not help: one input belongs to two kinds of pictures, so the order can only be "
+            "guessed, however many pictures there are.",
+            "(c) helps: then a picture depends only on which digits are named, and that is what a bag "
+            "keeps."),
+    answer="A three and a seven, or a seven and a three: the sum of the words is the same. Other word "
+           "vectors change the sum, but for both sentences alike, so training the bag does not help. More "
+           "pictures teach the picture model that both orders occur, and not which one is meant. If either "
+           "digit may stand on the left, the order says nothing about the picture. Then the bag has lost "
+           "nothing that is needed, and does about as well.")

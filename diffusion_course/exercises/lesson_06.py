@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import torch
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor
 
 
 # 6.1 ------------------------------------------------------------------------------------------------------
@@ -304,3 +304,21 @@ third = Exercise(
          "This is the noise that the network says; D is x - sigma * noise.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="6.w", title="a weight that is counted twice", points=3,
+    prompt="A student trains the raw network F by its squared error, |F - target|^2, and also multiplies "
+           "by lambda = 1 / c_out^2. The data have standard deviation 0.55. (a) How would the levels count "
+           "without lambda? (b) How much do sigma = 0.002 and sigma = 80 count with it, roughly? (c) What "
+           "does that do to the training and to the samples?",
+    rubric=("Without it all levels count the same: the squared error of D is c_out^2 times that of F, and "
+            "lambda of eq. 8 has cancelled c_out^2 already.",
+            "At low noise c_out is about sigma, so sigma = 0.002 counts about 250,000; at sigma = 80 c_out "
+            "is about 0.55, so it counts about 3.",
+            "Weak noise rules the gradient, where the target can hardly be guessed. The levels that decide "
+            "which digit it is, about 1 to 5, are neglected, so the shapes of samples suffer."),
+    answer="The squared error of F is eq. 8 with its weight already in it, so every level counts the same. "
+           "With lambda once more, a level counts 1 / c_out^2: about 1 / 0.002^2 = 250,000 at the lowest, "
+           "and 1 / 0.55^2 = 3.3 at the highest. So training looks at noise that can hardly be seen, where "
+           "there is next to nothing to learn. The levels that decide which digit it is get almost no "
+           "weight, and the samples have poor shapes.")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor, unpack
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor, unpack
 
 
 # 8.1 ------------------------------------------------------------------------------------------------------
@@ -235,3 +235,22 @@ third = Exercise(
          "h is right. The count leaves out the tables: each of the L blocks has 6 D numbers of its own.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="8.w", title="zero times zero", points=3,
+    prompt="To be safe, somebody starts a DiT with adaLN-Zero as in the lesson, and also sets the output "
+           "layers of attention and of the MLP to zero in every block, weights and biases. (a) What are "
+           "the gradients of the gates and of these output layers at the first step, and at later ones? "
+           "(b) What does the network look like after a thousand steps? Which parts have learned? (c) How "
+           "would you notice, and what would you change?",
+    rubric=("A gate's gradient is multiplied by what its branch says, and the branch's gradient by the "
+            "gate. Both are zero, so both gradients are exactly zero, at every step.",
+            "All blocks are still the identity, so patches never look at one another; only what is outside "
+            "of the blocks learns, such as the patch embedding, the last modulation and the last layer.",
+            "No error tells; the loss even falls at first. A table of gradients, or max |block(h) - h| = 0 "
+            "after training, shows it. Only one of the two factors may start at zero."),
+    answer="A branch adds gate times output, and if both are zero, the gradient of either is zero, so "
+           "neither ever moves. The blocks stay the identity, and no patch sees another. What is outside "
+           "of the blocks still learns, as does the path of time and label through the last modulation, so "
+           "the loss falls a little and nothing looks broken. The lesson's table of gradients would show "
+           "rows that stay zero. Set the gates to zero and leave the output layers random.")

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import torch
 
-from ..classroom.exercise import Exercise, Wrong, agree, tensor
+from ..classroom.exercise import Exercise, Question, Wrong, agree, tensor
 from ..diffusion.schedules import Cosine
 
 
@@ -225,3 +225,23 @@ third = Exercise(
          "2 is the package's default, but with a Langevin step after every step, and here is none.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="13.w", title="when is replacement right", points=3,
+    prompt="In the AR(1) toy, replacement reaches a slope of 0.57 where 1 is right. (a) A colleague says "
+           "that a network which is trained longer will get to 1. Is that so? (b) Let all frames be "
+           "independent of one another. Is replacement still wrong? (c) Reconstruction guidance is used "
+           "with a video network whose time layers still end in zeros. What does its gradient do to the "
+           "new frames?",
+    rubric=("(a) No: 0.57 is measured with the perfect denoiser. The sampler is at fault: it takes the "
+            "mean of the new frames given noisy known ones, where they are known clean.",
+            "(b) No: the known frames say nothing about the new ones, so the missing gradient is zero, and "
+            "replacement is exact.",
+            "(c) Nothing: each frame sees only itself, so the guess of the known frames does not depend on "
+            "the new ones, and the gradient with respect to them is zero."),
+    answer="The slope was measured with the exact denoiser, so no training mends it. What is missing is a "
+           "term of the sampler: the known frames are clean, but the guess of the new ones sees them only "
+           "under noise. If frames are independent this term is zero, and replacement is right. Guidance "
+           "works through the dependence of the guessed known frames on the noisy new ones. A network that "
+           "treats every frame alone has none, so the gradient is zero, and the new frames go their own "
+           "way.")

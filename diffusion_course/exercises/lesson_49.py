@@ -1,7 +1,7 @@
 """Lesson 49, metrics: a kernel distance without bias, moments in pieces, how many samples to draw."""
 import torch
 
-from ..classroom.exercise import Exercise, Wrong, tensor, unpack
+from ..classroom.exercise import Exercise, Question, Wrong, tensor, unpack
 from ..evaluation.frechet import bootstrap, frechet_distance, statistics
 
 
@@ -395,3 +395,22 @@ third = Exercise(
          "With all N samples the two can be told apart, but the question is how few would do.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="49.w", title="a prize for the wrong model", points=3,
+    prompt="A contest ranks video models by the Frechet distance of frame-probe features that are averaged "
+           "over each clip. Model A draws perfect frames in random order. Model B draws perfect motion, "
+           "with noise of 0.1 on every frame. (a) Which one wins, and why? (b) Would ten times as many "
+           "samples change the ranking? (c) What should the organisers have done before the contest, and "
+           "which numbers should they add?",
+    rubric=("A wins: a mean over frames does not know their order, so A is at the floor, while these "
+            "features see noise and B is above it.",
+            "No: more samples lower bias and spread. What the features do not show, they do not show with "
+            "any number of samples.",
+            "Test the metric with known corruptions, shuffled frames among them, and add something that "
+            "sees time: the video probe's distance, the share in order, or the acceleration of centroids."),
+    answer="A wins. The average of the features is the same in any order, so A cannot be told from real "
+           "clips, while noise of 0.1 is seen at once. More samples make both numbers more exact, and the "
+           "ranking stays wrong: blindness is not a matter of n. The organisers should have spoilt real "
+           "clips in known ways and looked which of them the metric notices. Features of a video probe, "
+           "and plain measures of motion such as the acceleration of a centroid, see what is wrong with A.")

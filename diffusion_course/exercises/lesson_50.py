@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from ..classroom.exercise import Exercise, Wrong, tensor, unpack
+from ..classroom.exercise import Exercise, Question, Wrong, tensor, unpack
 
 
 # 50.1 -----------------------------------------------------------------------------------------------------
@@ -363,3 +363,22 @@ third = Exercise(
          "the deck twice, slow and fast.")))
 
 EXERCISES = (first, second, third)
+
+QUESTION = Question(
+    key="50.w", title="what the first frame gives away", points=3,
+    prompt="A network that sees one frame only reads the direction of 51 % of the straight clips (digits "
+           "of 0.5 and 1 pixel per frame), and of 19 % on the torus. (a) Why does a single frame say "
+           "anything about the direction of a straight clip, and why not on the torus? (b) What happens to "
+           "the 51 % if all digits are slow? (c) A network that sees all frames of straight clips is right "
+           "in 95 %. How do you find out whether it looks at motion?",
+    rubric=("Straight clips must not reach a wall, so where a digit starts depends on its direction. On "
+            "the torus every start is equally likely for every direction.",
+            "It falls, though not to chance: slow digits may start in more places (0 to 10.5 of 18, not 0 "
+            "to 3), so the starts of the directions overlap more.",
+            "Test it where position says nothing, on the torus, or change the motion and keep the first "
+            "frame (for instance repeat it); only a network that looks at motion passes."),
+    answer="A caption stays true only if no wall is reached, so a digit that goes right must start at the "
+           "left. The start gives the direction away, except on the torus, where all starts are alike and "
+           "one frame is worth a guess, one in five. Slow digits go half as far and may start nearly "
+           "anywhere, so the share falls, but not to 20 %. To see whether motion is used, take position "
+           "away: on the torus a network that has only learned the starts drops to chance.")

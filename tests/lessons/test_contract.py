@@ -15,12 +15,12 @@ from PIL import Image
 from diffusion_course import exercises
 from diffusion_course.classroom import curriculum
 from diffusion_course.classroom.runner import EMBEDDED, WIDGET
-from diffusion_course.data.download import REPOSITORY
+from diffusion_course.data.download import REF, REPOSITORY
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "lessons").glob("*.ipynb"))
-COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/lessons/"
-GITHUB = f"https://github.com/{REPOSITORY}/blob/main/"
+COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{REF}/lessons/"
+GITHUB = f"https://github.com/{REPOSITORY}/blob/{REF}/"
 BEGINNING = "What is wrong so far"
 END = ("Train", "Play", "Measure", "What we left out", "Exercises", "Recap")
 ROWS = {"needs": "needs", "builds": "builds", "exercises": "exercises", "minutes": "minutes|computing time"}
