@@ -21,8 +21,9 @@ MAY_IMPORT = {  # a part may import itself and these
                   PACKAGE},
     "exercises": {"classroom", "recipe", "papers", "data", "diffusion", "networks", "layers", "training",
                   "evaluation"},
+    "instructor": {"classroom", "exercises", "data", PACKAGE},
     "cli": {"recipe", "papers", "data", "diffusion", "training", "evaluation", "classroom", "exercises",
-            PACKAGE},
+            "instructor", PACKAGE},
     "__main__": {"cli"},
     "__init__": set(),
 }

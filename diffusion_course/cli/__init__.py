@@ -98,7 +98,7 @@ def point_badges(
         ref: Annotated[str, typer.Option(help="A branch or tag of it.")] = "main",
         folder: Annotated[Optional[Path], typer.Option(help="Default: the clone this runs from.")] = None):
     """Point the Colab badges and install lines of the lessons to your fork of the course."""
-    from ..classroom import badges
+    from ..instructor import badges
     if not re.fullmatch(badges.NAME, repo):
         raise BadParameter(f"{repo!r} must be OWNER/NAME of letters, digits, . _ -", param_hint="--repo")
     if not re.fullmatch(badges.REF, ref):
@@ -127,7 +127,7 @@ def write_assignment(
         out: Annotated[Path, typer.Option(help="Folder of an nbgrader course, new or begun before.")]):
     """Write the exercises of lessons as notebooks for nbgrader: stubs, checks, points, no solutions."""
     try:
-        from ..classroom.assignment import write
+        from ..instructor.assignment import write
     except ImportError as error:
         raise ImportError(f"{error}; pip install 'diffusion-course[instructor]'") from error
     for path in write(lessons, out):

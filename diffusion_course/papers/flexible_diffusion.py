@@ -56,8 +56,11 @@ class DistanceBias(nn.Module):
 
 @paper
 def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, channels: int = 1,
-           autoencoder: Recipe | None = None) -> Recipe:
-    """Videos of which the network sees at most `window` of so many frames at a time."""
+           given: float = 0.5, autoencoder: Recipe | None = None) -> Recipe:
+    """Videos of which the network sees at most `window` of so many frames at a time.
+
+    given: how likely a group of frames after the first is given (one half in the paper).
+    """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
     net = unet_for(shape, autoencoder is not None, width, temporal=partial(FrameAttention, bias=DistanceBias))
     schedule = Cosine()
@@ -65,7 +68,7 @@ def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, 
 
     def loss(batch):
         x = batch["x"]
-        index, seen, valid = subsets(len(x), x.shape[2], window, x.device)     # [B, K]
+        index, seen, valid = subsets(len(x), x.shape[2], window, x.device, given)      # [B, K]
         place = index[:, None, :, None, None].expand(-1, x.shape[1], -1, *x.shape[3:])
         z = first.encode(x.gather(2, place), randn_like)
         t = denoiser.draw_t(len(x), device=x.device)[:, None] * ~seen          # given frames are clean
@@ -91,12 +94,13 @@ def among(index: Tensor, valid: Tensor) -> Frames:
     return Frames(index.shape[1], index, valid[:, None] & valid[:, :, None] | alone)
 
 
-def subsets(batch: int, length: int, window: int, device=None,
+def subsets(batch: int, length: int, window: int, device=None, given: float = 0.5,
             rounds: int = 10) -> tuple[Tensor, Tensor, Tensor]:
     """What to train on: at most `window` frames of a video, of which some are given.
 
-    Groups of frames at one spacing, drawn until no more fit; the first is to be made, of the others one half
-    is.  Returns index, seen and valid [B, window]; where fewer frames were drawn the others are not valid.
+    Groups of frames at one spacing, drawn until no more fit; the first is to be made, of the others a share
+    `given` is not.  Returns index, seen and valid [B, window]; where fewer frames were drawn the others are
+    not valid.
     """
     u = rand(batch, rounds, 4, device=device)
     state = torch.zeros(batch, length, dtype=torch.long, device=device)        # 1 to be made, 2 given
@@ -110,7 +114,7 @@ def subsets(batch: int, length: int, window: int, device=None,
         member = torch.zeros_like(state).scatter(1, place.where(j < size, place[:, :1]), 1)
         new = (member == 1) & (state == 0)
         room = room & ((state > 0) | new).sum(1, keepdim=True).le(window)
-        state = torch.where(new & room, 1 if n == 0 else 1 + (coin < 0.5).long(), state)
+        state = torch.where(new & room, 1 if n == 0 else 1 + (coin < given).long(), state)
     place = torch.arange(length, device=device) + length * (state == 0)        # what was drawn comes first
     index = place.argsort(1)[:, :window]
     drawn = state.gather(1, index)

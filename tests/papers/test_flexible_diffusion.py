@@ -59,6 +59,15 @@ def test_subsets():
     assert (index.diff(dim=1)[valid[:, 1:]] > 0).all()
 
 
+def test_later_groups_are_given_as_often_as_asked():
+    torch.manual_seed(2)
+    index, seen, valid = fdm.subsets(2000, 64, 16, given=1.0)
+    assert 0.45 < seen.any(1).float().mean() < 0.7             # and one half of them by default
+    made = [row[keep].diff() for row, keep in zip(index, valid & ~seen) if keep.sum() > 2]
+    assert all(gap.max() - gap.min() <= 1 for gap in made)     # the first group only
+    assert not fdm.subsets(200, 64, 16, given=0.0)[1].any()
+
+
 def test_first_groups_are_evenly_and_log_uniformly_spaced():
     torch.manual_seed(1)
     index, _, valid = fdm.subsets(4000, 64, 16, rounds=1)

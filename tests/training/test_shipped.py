@@ -183,7 +183,7 @@ def test_the_probe_comes_from_there_too(outside, given):
 
 def test_the_address_is_that_of_the_raw_file():
     assert download.repository_url("data/a.json") == \
-        f"https://raw.githubusercontent.com/{download.REPOSITORY}/main/data/a.json"
+        f"https://raw.githubusercontent.com/{download.REPOSITORY}/{download.REF}/data/a.json"
 
 
 # ---- the table

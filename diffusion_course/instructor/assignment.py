@@ -10,13 +10,13 @@ import nbformat
 from nbformat import NotebookNode
 
 from .. import __version__, exercises
+from ..classroom.curriculum import Lesson, find
+from ..classroom.exercise import Exercise, Question
 from ..data.download import REF, REPOSITORY
-from .curriculum import Lesson, find
-from .exercise import Exercise, Question
 
 MARK = re.compile(r"(?:# (exercise|check)|<!-- (question)) (\d+\.\w+)")
 CONFIG = '''"""How nbgrader grades in this folder: written by `diffusion-course assignment`."""
-from diffusion_course.classroom.grading import configure
+from diffusion_course.instructor.grading import configure
 
 configure(get_config())  # noqa: F821 (nbgrader provides it)
 '''

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_cli import call, done, fails, files
 
-from diffusion_course.classroom import badges
 from diffusion_course.data.download import REF, REPOSITORY
+from diffusion_course.instructor import badges
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "lessons/01_ddpm.ipynb", "lessons/toolbox_metrics.ipynb")

@@ -22,7 +22,7 @@ import cloudpickle
 import torch
 
 from .. import exercises
-from .exercise import judge
+from ..classroom.exercise import judge
 from .jail import landlock, objects
 
 UNLOCKED = "DIFFUSION_COURSE_UNLOCKED_GRADING"
@@ -44,7 +44,7 @@ class Jail:
                                f"or newer, with Landlock); {UNLOCKED}=1 grades without, for people you trust")
         ours, self.source = os.pipe()
         self.sink, theirs = os.pipe()
-        program = sys.executable, "-I", "-m", "diffusion_course.classroom.jail"
+        program = sys.executable, "-I", "-m", "diffusion_course.instructor.jail"
         environment = {"PATH": "", "HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [*program, str(scratch), str(ours), str(theirs)], pass_fds=(ours, theirs), env=environment,

@@ -1,6 +1,6 @@
 """Where the code of a submission runs: a process that cannot read the solutions, or write, or call out.
 
-    python -I -m diffusion_course.classroom.jail SCRATCH IN OUT
+    python -I -m diffusion_course.instructor.jail SCRATCH IN OUT
 
 It reads requests from the file descriptor IN and answers on OUT.  What comes in is pickled by the grader;
 what goes out is JSON and the bytes of tensors, so nothing that a submission says is ever unpickled.  The lock

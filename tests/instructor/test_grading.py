@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from diffusion_course import exercises
-from diffusion_course.classroom.assignment import assignment, mark, name_of, write
 from diffusion_course.classroom.curriculum import find
-from diffusion_course.classroom.jail import around, landlock
-from diffusion_course.classroom.submission import UNLOCKED, Dead, Jail, Submission
+from diffusion_course.instructor.assignment import assignment, mark, name_of, write
+from diffusion_course.instructor.jail import around, landlock
+from diffusion_course.instructor.submission import UNLOCKED, Dead, Jail, Submission
 
 needs_lock = pytest.mark.skipif(not landlock(), reason="this kernel has no Landlock")
 
@@ -244,7 +244,7 @@ def test_what_a_submission_may_do(submission, tmp_path):
 
 
 def test_a_system_without_a_lock_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("diffusion_course.classroom.submission.landlock", lambda: 0)
+    monkeypatch.setattr("diffusion_course.instructor.submission.landlock", lambda: 0)
     monkeypatch.delenv(UNLOCKED, raising=False)
     with pytest.raises(RuntimeError, match=f"cannot lock up.*{UNLOCKED}=1"):
         Jail(tmp_path)

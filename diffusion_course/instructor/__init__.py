@@ -1,0 +1,1 @@
+"""For those who teach: assignments, grading, and a fork of the course.  See lessons/INSTRUCTORS.md."""
