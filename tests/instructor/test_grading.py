@@ -223,6 +223,8 @@ def test_a_function_that_kills_costs_its_own_exercise_only(submission, body):
 ])
 def test_the_lock_holds(shared, tmp_path_factory, code):
     import socket
+    if landlock() < (6 if "os.kill" in code else 4 if "socket" in code else 1):
+        pytest.skip("this kernel locks files only")
     outside = tmp_path_factory.mktemp("outside")
     (outside / "kept").write_text("kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
