@@ -15,6 +15,8 @@ from traitlets import Integer
 from .assignment import identity, mark, name_of
 from .submission import Submission
 
+VERDICT = {True: "correct", False: "wrong", None: "not solved yet"}
+
 
 class Recognise(NbGraderPreprocessor):
     """Give every marked cell its metadata, and put back the cells that are missing.
@@ -53,22 +55,21 @@ class Judge(NbGraderPreprocessor):
     seconds = Integer(60, help="What a cell, and a call of a function, may take.").tag(config=True)
 
     def preprocess(self, nb, resources):
-        marks = [(mark(cell.source) or ("", "")) if cell.cell_type == "code" else None for cell in nb.cells]
-        code = [cell for cell, found in zip(nb.cells, marks) if found is not None and found[0] != "check"]
+        checks = {n: mark(cell.source)[1] for n, cell in enumerate(nb.cells)           # ours, not look-alikes
+                  if "nbgrader" in cell.metadata and (mark(cell.source) or ("",))[0] == "check"}
+        code = [cell for n, cell in enumerate(nb.cells) if cell.cell_type == "code" and n not in checks]
         with tempfile.TemporaryDirectory() as scratch:
             submission = Submission([cell.source for cell in code], Path(scratch), self.seconds)
             try:
                 submission.started()
                 for n, cell in enumerate(code):
                     cell.outputs = [failure(submission.errors[n])] if n in submission.errors else []
-                for cell, found in zip(nb.cells, marks):
-                    if found is not None and found[0] == "check":
-                        right, text = submission.verdict(found[1])
-                        said = {True: "correct", False: "wrong", None: "not solved yet"}[right]
-                        self.log.info("%s: %s", found[1], said)
-                        said = f"{found[1]}: {said}. {text}"
-                        cell.outputs = [nbformat.v4.new_output("stream", text=f"{said}\n")
-                                        if right else failure(said)]
+                for n, key in checks.items():
+                    right, text = submission.verdict(key)
+                    said = f"{key}: {VERDICT[right]}. {text}"
+                    self.log.info(said)
+                    nb.cells[n].outputs = [nbformat.v4.new_output("stream", text=f"{said}\n") if right else
+                                           failure(said)]
             finally:
                 submission.close()
         return nb, resources

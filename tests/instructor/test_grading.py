@@ -287,17 +287,20 @@ def handed_in(released, folder, student, solved, strip=False, change=None):
             cell.source = f"<!-- question {key} -->\nBecause."
         if strip:
             cell.metadata.clear()
-    for cell in nb.cells:
-        if change:
-            change(cell, *(mark(cell.source) or ("", "")))
+    if change:
+        change(nb)
     path = folder / "submitted" / student / "lesson-00" / "lesson-00.ipynb"
     path.parent.mkdir(parents=True)
     nbformat.write(nb, path)
 
 
-def tampered(cell, kind, key):
-    if kind == "check":
-        cell.source, cell.metadata.nbgrader["points"] = f"# check {key}\nprint('correct')", 1000
+def tampered(nb):
+    for cell in nb.cells:
+        kind, key = mark(cell.source) or ("", "")
+        if kind == "check":
+            cell.source, cell.metadata.nbgrader["points"] = f"# check {key}\nprint('correct')", 1000
+    nb.cells[-1:] = [nbformat.v4.new_code_cell("# check 0.1"), nbformat.v4.new_code_cell("# check 99.1"),
+                     nbformat.v4.new_code_cell("1", metadata={"nbgrader": {"grade_id": "check-0-1"}})]
 
 
 def test_from_assignment_to_grades(tmp_path):
@@ -345,8 +348,8 @@ def test_from_assignment_to_grades(tmp_path):
     feedback = (course / "feedback" / "partial" / "lesson-00" / "lesson-00.html").read_text()
     assert "ZeroDivisionError" in feedback and "not solved yet" in feedback and "correct" in feedback
     graded = nbformat.read(course / "autograded" / "hostile" / "lesson-00" / "lesson-00.ipynb", 4)
-    checks = [cell for cell in graded.cells if (mark(cell.source) or "")[:1] == ("check",)]
+    checks = [cell for cell in graded.cells if "nbgrader" in cell.metadata and cell.metadata.nbgrader.locked]
     assert len(checks) == 3 and all("assert check(" in cell.source for cell in checks)
-    names = [cell.metadata.nbgrader.grade_id for cell in checks]
-    assert names == [name_of("check", f"0.{n}") for n in (1, 2, 3)]
+    names = {cell.metadata.nbgrader.grade_id for cell in checks}
+    assert names == {name_of("check", f"0.{n}") for n in (1, 2, 3)}
     shutil.rmtree(course)
