@@ -80,7 +80,10 @@ def failure(text: str):
 
 
 def configure(config) -> None:
-    """nbgrader's settings: its own steps, but ours where a submission would be trusted or run."""
+    """nbgrader's settings: its own steps, but ours where a submission would be trusted or run.
+
+    zip_collect takes files named STUDENT_lesson-02.ipynb, in a zip file or not.
+    """
     from nbgrader.converters import Autograde
 
     clean, grade = (Autograde.class_traits()[name].default() for name in
@@ -88,3 +91,4 @@ def configure(config) -> None:
     at = clean.index(OverwriteCells)
     config.Autograde.sanitize_preprocessors = [*clean[:at], Recognise, *clean[at:]]
     config.Autograde.autograde_preprocessors = [Judge if step is Execute else step for step in grade]
+    config.FileNameCollectorPlugin.named_regexp = r"(.*/)?(?P<student_id>[^/]+)_(?P<file_id>lesson-\d\d)"

@@ -277,7 +277,7 @@ PERFECT = {key: None for key in ("0.1", "0.2", "0.3")}
 
 
 def handed_in(released, folder, student, solved, strip=False, change=None):
-    """A submission of the released notebook: these exercises solved, perhaps through Colab."""
+    """What a student sends in of the released notebook: these exercises solved, perhaps through Colab."""
     nb = nbformat.read(released, 4)
     for cell in nb.cells:
         kind, key = mark(cell.source) or ("", "")
@@ -289,9 +289,7 @@ def handed_in(released, folder, student, solved, strip=False, change=None):
             cell.metadata.clear()
     if change:
         change(nb)
-    path = folder / "submitted" / student / "lesson-00" / "lesson-00.ipynb"
-    path.parent.mkdir(parents=True)
-    nbformat.write(nb, path)
+    nbformat.write(nb, folder / f"{student}_lesson-00.ipynb")
 
 
 def tampered(nb):
@@ -316,8 +314,17 @@ def test_from_assignment_to_grades(tmp_path):
 
     course.mkdir()
     run("diffusion-course", "assignment", "0", "--out", str(course))
+    config, exchange, sent = course / "nbgrader_config.py", tmp_path / "exchange", tmp_path / "sent"
+    exchange.mkdir(mode=0o777), exchange.chmod(0o777), sent.mkdir()
+    config.write_text(config.read_text() + f"""
+c = get_config()
+c.Judge.seconds = 5
+c.CourseDirectory.course_id = "diffusion"
+c.Exchange.root = {str(exchange)!r}
+""")
     run("nbgrader", "generate_assignment", "lesson-00")
-    released = course / "release" / "lesson-00" / "lesson-00.ipynb"
+    run("nbgrader", "release_assignment", "lesson-00")
+    released = exchange / "diffusion" / "outbound" / "lesson-00" / "lesson-00.ipynb"
     text = released.read_text()
     assert "YOUR ANSWER HERE" in text and "raise NotImplementedError" in text
     assert not any(line in text for line in exercises.question("00").rubric)
@@ -326,14 +333,14 @@ def test_from_assignment_to_grades(tmp_path):
         "0.1": f"from diffusion_course.exercises.lesson_00 import {exercises.find('0.1').solution.__name__}",
         "0.2": f"open({str(pwned)!r}, 'w').write('x')\nimport os\nos.kill(os.getppid(), 9)\nos._exit(0)",
         "0.3": "while True: pass"}
-    handed_in(released, course, "perfect", PERFECT)
-    handed_in(released, course, "colab", PERFECT, strip=True)
+    handed_in(released, sent, "perfect", PERFECT)
+    handed_in(released, sent, "colab", PERFECT, strip=True)
     alone = f"import math, torch\n{inspect.getsource(exercises.find('0.1').solution)}"
     fails = f"def {exercises.find('0.3').signature}:\n    1 / 0"
-    handed_in(released, course, "partial", {"0.1": alone, "0.3": fails})
-    handed_in(released, course, "hostile", attack, change=tampered)
-    config = course / "nbgrader_config.py"
-    config.write_text(config.read_text() + "get_config().Judge.seconds = 5\n")
+    handed_in(released, sent, "partial", {"0.1": alone, "0.3": fails})
+    handed_in(released, sent, "hostile", attack, change=tampered)
+    shutil.make_archive(str(course / "downloaded" / "lesson-00" / "archive" / "all"), "zip", sent)
+    run("nbgrader", "zip_collect", "lesson-00")
     run("nbgrader", "autograde", "lesson-00")
     run("nbgrader", "generate_feedback", "lesson-00")
     run("nbgrader", "export", "--to", "grades.csv")
