@@ -231,14 +231,14 @@ EXERCISES = (first, second, third)
 QUESTION = Question(
     key="15.w", title="scheme or network", points=3,
     prompt="In the Gaussian world the scheme hierarchy has a KL of 0.004 nats, autoregressive 0.229. With "
-           "the trained fdm-mm three schemes find the digit after the dark in 12 to 14 % of the frames, "
+           "the trained fdm-mm three schemes find the digit after the dark in 14 to 15 % of the frames, "
            "with errors of 5 to 8 %. (a) May one conclude that the choice of the scheme does not matter? "
            "(b) Which of the failures is the fault of the scheme, whatever the network? (c) Name an "
            "experiment with the trained network that tells whether it uses frames that are far away.",
     rubric=("(a) No: all are near guessing and within the errors. Schemes cannot be told apart with a "
             "network that remembers nothing, and the exact world shows that they differ for a perfect one.",
             "(b) That of the autoregressive scheme: after twenty black frames its window shows no digit. "
-            "The others see the digit in every call, so there the network fails.",
+            "The others see true frames with the digit, so there the network fails.",
             "(c) A sound test, such as: exchange the digit in far given frames and see whether what is "
             "drawn changes; or move them nearer, or make the dark shorter, and see whether the share rises."),
     answer="The figures say only that this network does not remember. A scheme can then make no "

@@ -76,10 +76,11 @@ class Jail:
             sizes = struct.unpack("<QQ", self.read(16, end))
             if sum(sizes) > LARGEST:
                 raise Dead("it returned too much")
-            header = json.loads(self.read(sizes[0], end))
+            header = dict(json.loads(self.read(sizes[0], end)))
             data = memoryview(bytearray(self.read(sizes[1], end)))
-            for name in [name for name in ("out", "after") if name in {**header}]:
-                header[name], data = value_of(header[name], data)
+            for name in "out", "after":
+                if name in header:
+                    header[name], data = value_of(header[name], data)
             return header
         except Dead:
             self.close()

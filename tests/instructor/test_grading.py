@@ -193,7 +193,7 @@ def test_a_cell_that_kills_costs_itself_only(submission, what):
     "while True: pass", "import os; os._exit(1)", "return torch.zeros(2**27)", "return [x0] * 10**6"])
 def test_a_function_that_kills_costs_its_own_exercise_only(submission, body):
     answer = f"def {exercises.find('0.1').signature}:\n    x0 = torch.zeros(100)\n    {body}"
-    one = submission("import torch", answer, source_of("0.2"), seconds=4)
+    one = submission(source_of("0.2"), answer, seconds=4)
     assert one.verdict("0.1", seconds=3)[0] is False
     assert one.verdict("0.2")[0] is True
 

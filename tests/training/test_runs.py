@@ -179,5 +179,6 @@ def test_kinds_of_moving_digits(kind):
     assert (batch["fps"] == 8).all()
     dark = (batch["x"].amax((1, 3, 4)) == -1)
     assert torch.equal(dark, batch["hidden"])
+    assert train.mode == ("straight" if kind in ("moving", "slow") else "bounce")
     if kind != "moving":
-        assert train.mode == "bounce" and (batch["digits"][:, 1] == -1).all()
+        assert (batch["digits"][:, 1] == -1).all() and max(train.speeds) <= 0.5
