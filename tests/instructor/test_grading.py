@@ -1,6 +1,7 @@
 """Assignments and their grading: what is handed out, and that a submission cannot do what it should not."""
 import csv
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ import torch
 from diffusion_course import exercises
 from diffusion_course.classroom.curriculum import find
 from diffusion_course.instructor.assignment import assignment, mark, name_of, write
-from diffusion_course.instructor.jail import around, landlock
-from diffusion_course.instructor.submission import UNLOCKED, Dead, Jail, Submission
+from diffusion_course.instructor.jail import around, landlock, plain
+from diffusion_course.instructor.submission import UNLOCKED, Dead, Jail, Submission, value_of
 
 needs_lock = pytest.mark.skipif(not landlock(), reason="this kernel has no Landlock")
 
@@ -164,6 +165,22 @@ def test_whatever_is_returned_is_judged(shared, returned):
     answer = f"def {exercises.find('0.1').signature}:\n    x0 = torch.ones(3)\n    return {returned}"
     right, text = after(shared, "import torch, numpy as np", answer).verdict("0.1")
     assert right is not True and text
+
+
+@pytest.mark.parametrize("value", [
+    None, True, 7, -0.5, "text", (1, [2, (3.0,)], ()), [[0, 1], [2]], torch.zeros(0),
+    torch.arange(6).reshape(2, 3).mT, (torch.ones(2), 1, torch.ones(2, 1).bool(), torch.ones(3).double())])
+def test_values_come_back_as_they_were(value):
+    data = bytearray()
+    tree = json.loads(json.dumps(plain(value, data)))
+    back, rest = value_of(tree, memoryview(data))
+    assert len(rest) == 0 and type(back) is type(value)
+    if isinstance(value, (str, type(None))):
+        assert back == value
+    else:
+        torch.testing.assert_close(back, value)
+    if isinstance(value, (tuple, list)):
+        assert [type(item) for item in back] == [type(item) for item in value]
 
 
 # ---- what is hostile
