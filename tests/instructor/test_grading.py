@@ -346,10 +346,11 @@ c.Exchange.root = {str(exchange)!r}
     assert "YOUR ANSWER HERE" in text and "raise NotImplementedError" in text
     assert not any(line in text for line in exercises.question("00").rubric)
 
+    kill = "os.kill(os.getppid(), 9)" if landlock() >= 6 else "pass"           # nothing holds it back before
     attack = {
         "0.1": f"from diffusion_course.exercises.lesson_00 import {exercises.find('0.1').solution.__name__}",
-        "0.2": f"open({str(pwned)!r}, 'w').write('x')\nimport os\nos.kill(os.getppid(), 9)\nos._exit(0)",
-        "0.3": "while True: pass"}
+        "0.2": f"open({str(pwned)!r}, 'w').write('x')",
+        "0.3": f"import os\ntry: {kill}\nexcept OSError: pass\nwhile True: pass"}
     handed_in(released, sent, "perfect", PERFECT)
     handed_in(released, sent, "colab", PERFECT, strip=True)
     alone = f"import math, torch\n{inspect.getsource(exercises.find('0.1').solution)}"
