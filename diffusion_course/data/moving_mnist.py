@@ -51,6 +51,7 @@ class MovingMNIST:
     stride    show every such frame only; a tuple: one of these, drawn for each clip (1, 1, 4: mostly all)
     smooth    show positions between pixels (bilinear) instead of rounded ones
     hidden    for so many frames in a row, from one on that is drawn for each clip, nothing can be seen
+    kind      what it is called by: moving_mnist; sources.py knows some by name
     images    where the digits come from: square Images with labels; default: MNIST if it can be had
     """
 
@@ -68,6 +69,7 @@ class MovingMNIST:
     stride: int | tuple[int, ...] = 1
     smooth: bool = False
     hidden: int = 0
+    kind: str = "moving"
     images: Images | None = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -84,9 +86,7 @@ class MovingMNIST:
         self.pairs = tuple(pair for pair in PAIRS if pair in self.pairs)       # in whatever order they came
         self.table = [divmod(PAIRS.index(pair), len(DIRECTIONS)) for pair in self.pairs]
         images = self.images or mnist.load(split="test" if self.split == "test" else "train", size=28)
-        kind = ("hiding" if self.hidden else "bouncing" if self.mode == "bounce" else
-                "slow" if max(self.speeds) <= 0.5 else "moving")
-        self.name = f"{kind}_{images.name}"
+        self.name = f"{self.kind}_{images.name}"
         self.glyphs, labels = glyphs(images, self.digit)                       # [N, d, d]
         keep = np.arange(len(labels))
         if self.split != "test":                               # 8 copies of a built-in digit share i % 12

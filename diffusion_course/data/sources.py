@@ -54,5 +54,5 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
         if digits == "digits":
             images = mnist.load("digits", "test" if split == "test" else "train", size=28)
         return MovingMNIST(split, frames=frames[0] if frames else None, size=size, channels=channels,
-                           images=images, **KINDS[kind]["test" if split == "test" else "train"])
+                           kind=kind, images=images, **KINDS[kind]["test" if split == "test" else "train"])
     return mnist.load(name, split, size, channels)

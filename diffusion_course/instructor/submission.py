@@ -51,7 +51,10 @@ class Jail:
             start_new_session=True, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL))
         os.close(ours), os.close(theirs)
         self.open = True
-        self.answer(120)
+        try:
+            self.answer(120)
+        except Dead as error:
+            raise RuntimeError(f"the process for submissions did not start: {error}") from None
 
     def ask(self, *request: Any, seconds: float) -> dict:
         """The answer to a request; Dead if there is none in time."""

@@ -225,6 +225,7 @@ def test_a_function_that_kills_costs_its_own_exercise_only(submission, body):
     "import os; os.symlink({outside!r} + '/kept', 'link'); open('link', 'w')",
     "open({outside!r} + '/kept').read()",
     "import os; os.listdir({outside!r})",
+    "open('/etc/passwd').read()",
     "import torch; torch.from_file({solutions!r} + '/lesson_01.py', size=10, dtype=torch.uint8)",
     "open({solutions!r} + '/lesson_01.py').read()",
     "open('/proc/self/root' + {solutions!r} + '/lesson_01.py').read()",
