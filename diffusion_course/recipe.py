@@ -1,11 +1,12 @@
 """What a paper file returns: the one contract between papers and everything else."""
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,26 @@ from torch import Tensor, nn
 from .diffusion.ema import EMA
 from .diffusion.samplers import ddim_step
 
+MOST = 1_000_000  # of anything that a recipe counts
+ALLOCATION = "DefaultCPUAllocator"  # in what torch says of a CPU that has no memory left
+Count = Annotated[int, "0: none"]  # in the signature of a recipe; an int is 1 at least
 Batch = dict[str, Tensor]  # {"x": clean images or videos in [-1, 1], "label": ..., "text": ...}
+
+
+class OutOfMemory(RuntimeError):
+    """The device has not enough memory; the message says what to lower."""
+
+
+@contextmanager
+def short_of_memory(advice: str):
+    """Where memory runs out in this block, an OutOfMemory gives the advice."""
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        reason = (str(error) or "no memory is left").splitlines()[0]
+        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and ALLOCATION not in reason:
+            raise
+        raise OutOfMemory(f"out of memory: {advice} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -88,8 +108,9 @@ class Recipe:
             with average, torch.random.fork_rng(devices, enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                x = self.sample(torch.randn(n, *shape).to(device), **options)
-                return x if self.autoencoder is None else self.autoencoder.decode(x)
+                with short_of_memory(f"n={n} samples of {list(shape)} at once are too many; draw fewer"):
+                    x = self.sample(torch.randn(n, *shape).to(device), **options)
+                    return x if self.autoencoder is None else self.autoencoder.decode(x)
         finally:
             self.model.train(training)
 
@@ -132,6 +153,23 @@ def preset_name(name: str | None = None) -> str:
     return name
 
 
+def check_argument(name: str, value: Any, kind: Any) -> None:
+    """A ValueError unless an argument of a recipe, perhaps from a file's header, is of the kind it says."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (int, Count) and not (number and isinstance(value, int) and (kind is int) <= value <= MOST):
+        raise ValueError(f"{name}={value!r:.80} must be a whole number from {int(kind is int)} to {MOST:,}")
+    if kind is float and not (number and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r:.80} must be a finite number")
+    if kind in (bool, str) and not isinstance(value, kind):
+        raise ValueError(f"{name}={value!r:.80} must be {'True or False' if kind is bool else 'a string'}")
+    if kind == tuple[int, ...] and (not isinstance(value, (tuple, list)) or not value):
+        raise ValueError(f"{name}={value!r:.80} must be a few whole numbers")
+    for one in value if kind == tuple[int, ...] else ():
+        check_argument(name, one, int)
+    if kind in (Recipe, Recipe | None) and not isinstance(value, kind):
+        raise ValueError(f"{name}={value!r:.80} must be a model: what a recipe(...) or load_model(...) gives")
+
+
 def paper(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     """Decorate a paper's recipe(...), so that what it returns remembers how it was made."""
     signature = inspect.signature(recipe)
@@ -140,6 +178,8 @@ def paper(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     def remember(*args, **kwargs) -> Recipe:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            check_argument(name, value, signature.parameters[name].annotation)
         made = recipe(*args, **kwargs)
         made.origin = Origin(recipe.__module__.rpartition(".")[2], dict(bound.arguments))
         return made

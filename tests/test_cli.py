@@ -1,5 +1,4 @@
 """The command line as its user meets it: what is printed, what is written, and the exit status."""
-import io
 import json
 import os
 import pickle
@@ -9,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from command import call, done, fails
 from conftest import wake
 
 from diffusion_course import __version__, cli, papers
@@ -35,45 +33,13 @@ from diffusion_course.training.state import read_log
 TINY = "--preset smoke --steps 3 --batch-size 8 --width 8 --size 16 --data digits".split()
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def call(*args) -> Result:
-    """Run a command in this process."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["diffusion-course", *map(str, args)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        sys.argv = argv
-    return Result(stop.value.code, out.getvalue(), err.getvalue())
-
-
-def done(*args) -> str:
-    result = call(*args)
-    assert result.code == 0, result.err
-    return result.out
-
-
-def fails(*args, code: int) -> str:
-    """The one line that says what is wrong."""
-    result = call(*args)
-    assert result.code == code, result
-    assert "Traceback" not in result.err
-    line, = re.findall("error: .*", result.err, re.IGNORECASE)
-    return line
-
-
 def train(*args):
     return done("train", "ddpm", *TINY, *args)
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*")
+            if p.is_file() and p.name != ".lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +309,8 @@ def test_wrong_usage_of_train(tmp_path, args, message):
     (["--classes", "5"], "classes=5 does not fit the data: digits has the labels 0 ... 9"),
     (["--data", "/no/such"], "data='/no/such' is neither mnist, nor digits, nor moving_mnist"),
     (["--data", "mnist"], "DIFFUSION_COURSE_OFFLINE is set"), (["--width", "9"], "width=9 must be"),
-    (["--channels", "2"], "channels=2 must be 1 or 3"), (["--lr", "-1"], "learning rate: -1.0"),
+    (["--channels", "2"], "channels=2 must be 1 or 3"),
+    (["--lr", "-1"], "lr=-1.0 must be a number, 0 at least"),
     (["--precision", "fp17"], "fp17"), (["--tracker", "nosuch"], "nosuch"),
     (["--out", "/proc/run"], "/proc/run"), (["--out", "/proc"], "/proc"),
     (["--out", "/dev/null/run"], "/dev/null/run"), (["--out", "/dev/null"], "/dev/null"),

@@ -16,21 +16,24 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     A thread, not an alarm signal: it serves every system and every caller, and answers in time even while
     a long tensor operation cannot be interrupted.  (Code that catches Stopped itself runs on, unwaited for.)
     """
-    results = []
+    results, ended = [], threading.Event()
 
     def work():
-        with suppress(Stopped):
-            results.append(function())
+        try:
+            with suppress(Stopped):
+                results.append(function())
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        thread.join(seconds)
+        ended.wait(seconds)
     finally:                                                   # also when the learner interrupts the cell
         stop, tries = ctypes.pythonapi.PyThreadState_SetAsyncExc, 20
-        while thread.is_alive() and tries:                     # more than once: any library may swallow it
+        while thread.is_alive() and not ended.is_set() and tries:              # a library may swallow one
             stop(ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped))
-            thread.join(0.025)
+            ended.wait(0.025)
             tries -= 1
     if not results:
         raise TimeoutError(f"it takes longer than {seconds:g} seconds")

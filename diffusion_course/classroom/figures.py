@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import media
+from ..data.files import whole
 
 STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white",
          "text.color": "black", "axes.spines.top": False, "axes.spines.right": False, "font.size": 10,
@@ -61,7 +62,8 @@ class Picture:
         path = Path(path)
         if path.suffix != f".{self.format}":
             raise ValueError(f"{path}: this picture is a {self.format}; the name must end in .{self.format}")
-        path.write_bytes(self.content)
+        with whole(path) as part:
+            part.write_bytes(self.content)
         return path
 
 
@@ -203,6 +205,6 @@ def loss_curve(losses: list[float], path: str | Path, smooth: int = 50) -> Path:
     """Draw losses, and their mean over `smooth` steps, into a picture file."""
     with styled(6, 3.5) as fig:
         draw_losses(fig.subplots(), np.asarray(losses), smooth)
-        path = Path(path)
-        fig.savefig(path)
-        return path
+        with whole(path) as part:
+            fig.savefig(part)
+        return Path(path)

@@ -70,9 +70,9 @@ def given(**options) -> dict[str, Any]:
 
 def train_command(name: str) -> TyperCommand:
     """The command of one paper: the common options and those of its recipe."""
-    from ..recipe import Recipe
+    from ..recipe import Count, Recipe
     recipe = papers.module(name).recipe
-    kinds = {int: int, float: float, str: str, bool: bool, Recipe | None: str}     # a model has a name
+    kinds = {int: int, Count: int, float: float, str: str, bool: bool, Recipe | None: str}   # its name
     common = list(inspect.signature(train_options).parameters.values())
     taken = {p.name for p in common}
     own = [inspect.Parameter(p.name, p.KEYWORD_ONLY, default=None, annotation=Annotated[

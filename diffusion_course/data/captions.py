@@ -94,5 +94,9 @@ def row(text: str, size: int = len(VOCABULARY), length: int = LENGTH) -> Tensor:
 
 
 def words(rows: Tensor) -> list[str]:
-    """Tokens [B, L] as captions."""
+    """Tokens [B, L] of the vocabulary as captions."""
+    if rows.ndim != 2 or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.numel() and not (
+            0 <= rows.min() and rows.max() < len(VOCABULARY)):
+        raise ValueError(f"tokens must be whole numbers [B, L] from 0 to {len(VOCABULARY) - 1}, got "
+                         f"{rows.dtype} of shape {tuple(rows.shape)}")
     return [" ".join(VOCABULARY[n] for n in row if n) for row in rows.tolist()]

@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -12,6 +13,8 @@ from urllib.request import Request, urlopen
 REPOSITORY = "diffusion-course/diffusion-course"  # of the course, on GitHub
 REF = "main"  # its branch; a fork changes both by `diffusion-course badges`
 CHUNK = 1 << 16
+LARGEST = 1 << 30  # bytes; no file of the course is larger
+SLOWEST = 1000  # bytes per second; a mirror that is slower counts as dead
 
 
 class DownloadError(OSError):
@@ -63,9 +66,14 @@ def blocks(path: Path, unzip: bool = True) -> Iterator[bytes]:
             raise ValueError(f"{path}: {fault}") from error
 
 
-def decompressed(path: Path) -> bytes:
-    """The bytes of a file, gunzipped if it is gzipped; a ValueError names a broken one."""
-    return b"".join(blocks(path))
+def decompressed(path: Path, most: int = 1 << 28) -> bytes:
+    """The bytes of a file, gunzipped if it is gzipped; a ValueError names one broken or huge."""
+    found = bytearray()
+    for block in blocks(path):
+        found += block
+        if len(found) > most:
+            raise ValueError(f"{path}: more than {most} bytes when unpacked; no file here is so large")
+    return bytes(found)
 
 
 def sha256_of(path: Path) -> str:
@@ -133,10 +141,16 @@ def receive(url: str, part: Path, timeout: float) -> None:
             have = 0
         length = int(response.headers.get("Content-Length") or 0)
         bar = tqdm(total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        began = time.monotonic()
         with bar, part.open("ab" if have else "wb") as file:
-            while block := response.read(CHUNK):
+            while block := response.read1(CHUNK):
                 file.write(block)
                 bar.update(len(block))
+                seconds = time.monotonic() - began
+                if seconds > timeout and (bar.n - have) / seconds < SLOWEST:
+                    raise OSError(f"too slow: {bar.n - have} bytes in {seconds:.0f} seconds")
+                if bar.n > LARGEST:
+                    raise ValueError(f"it goes on after {bar.n} bytes; no file of the course is that large")
             file.flush()
             os.fsync(file.fileno())
     if length and part.stat().st_size < have + length:

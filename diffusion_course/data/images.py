@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .captions import LENGTH, VOCABULARY, tokens
 
+LARGEST = 1 << 26  # pixels; a small file may promise any number of them
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -48,6 +49,8 @@ class Images:
 
     def __getitem__(self, index: Tensor | slice) -> dict[str, Tensor]:
         """At index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] and text [B, L] if any."""
+        if isinstance(index, Tensor) and (index.is_floating_point() or index.is_complex() or index.ndim > 1):
+            raise IndexError(f"index must be a row of whole numbers, not {index.dtype} {tuple(index.shape)}")
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
         named = {"label": self.labels, "text": self.text}
         return batch | {name: values[index] for name, values in named.items() if values is not None}
@@ -65,8 +68,8 @@ class Batches:
     seed: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if not 1 <= self.batch_size <= 1_000_000:
+            raise ValueError(f"batch_size={self.batch_size} must be from 1 to a million")
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         place = torch.arange(n * self.batch_size, (n + 1) * self.batch_size)
@@ -84,6 +87,21 @@ def squared(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0].round().byte()
 
 
+def check_picture(path: Path) -> None:
+    """A ValueError if a picture, or the first one of a GIF, is of more than 8 bits, or not to be unpacked."""
+    import imageio.v3 as imageio
+
+    found = imageio.improps(path, plugin="pillow", index=0)    # read from the header only
+    if found.dtype not in ("uint8", "bool"):
+        raise ValueError(f"its pixels are {found.dtype}; convert it to 8 bits")
+    check_size(*found.shape[:2])
+
+
+def check_size(height: int, width: int) -> None:
+    if height * width > LARGEST:
+        raise ValueError(f"{height} x {width} pixels are more than {LARGEST}; make it smaller")
+
+
 def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Images:
     """Every image below a folder, centre-cropped and resized to size x size; subfolders are the labels."""
     import imageio.v3 as imageio
@@ -98,8 +116,7 @@ def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Image
     pixels = []
     for path in files:
         try:
-            if (dtype := imageio.improps(path, plugin="pillow").dtype) not in ("uint8", "bool"):
-                raise ValueError(f"its pixels are {dtype}; convert it to 8 bits")
+            check_picture(path)
             image = imageio.imread(path, plugin="pillow", mode="L" if channels == 1 else "RGB", rotate=True)
         except Exception as error:                             # every format raises its own kind
             raise ValueError(f"{path}: not a readable image ({error})") from error

@@ -6,9 +6,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .files import whole
+
 
 def grid(x: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
     """Images [N, C, H, W] or videos [N, C, F, H, W] in [-1, 1] -> uint8 [(F,) H', W', 3], one pixel apart."""
+    if x.ndim not in (4, 5) or x.shape[1] not in (1, 3) or not x.numel() or x.is_complex():
+        raise ValueError(f"x of shape {tuple(x.shape)} must be images [N, 1 or 3, H, W] or videos "
+                         "[N, 1 or 3, F, H, W], one at least")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns={columns} must be at least 1")
     columns = columns or int(np.ceil(len(x) ** 0.5))
     x = x.detach().float().cpu().clamp(-1, 1)
     x = F.pad(x, (1, 1, 1, 1), value=-0.5)
@@ -37,10 +44,10 @@ def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:
     import imageio.v3 as imageio
 
     path = check_format(path, video=x.ndim == 5)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps={fps} must be from 1 to 1000")
     suffix = path.suffix.lower()
-    part = path.with_name(f".{path.stem}.part{suffix}")        # whole, or not there at all
-    try:
+    with whole(path) as part:
         if suffix == ".npy":
             np.save(part, x.detach().cpu().numpy())
         elif suffix == ".png":
@@ -50,7 +57,4 @@ def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:
         else:
             imageio.imwrite(part, grid(x, scale=scale), plugin="FFMPEG", fps=fps, codec="libx264",
                             macro_block_size=2)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

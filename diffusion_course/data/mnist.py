@@ -85,6 +85,8 @@ def said_of(labels: Tensor) -> list[str]:
 
 def resized(pixels: Tensor, size: int) -> Tensor:
     """uint8 [N, 1, 28, 28], padded with black if size is larger, averaged down if it is smaller."""
+    if not 1 <= size <= 1024:
+        raise ValueError(f"size={size} must be from 1 to 1024 pixels")
     if size >= 28:
         before = (size - 28) // 2
         return F.pad(pixels, (before, size - 28 - before, before, size - 28 - before))
@@ -98,6 +100,8 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
 
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r} must be train or test")
+    if copies < 1:
+        raise ValueError(f"copies={copies} must be at least 1")
     bunch = load_digits()
     keep = slice(0, 1500) if split == "train" else slice(1500, None)
     x = torch.from_numpy(bunch.images[keep]).float()[:, None] / 16                     # [N, 1, 8, 8]

@@ -160,8 +160,8 @@ class MovingMNIST:
         place = np.arange(*index.indices(self.n)) if isinstance(index, slice) else np.asarray(index)
         if place.ndim > 1 or place.size and (
                 place.dtype.kind not in "iu" or not -self.n <= place.min() <= place.max() < self.n):
-            raise IndexError(f"index={index} must be a whole number less than n={self.n}, a row of them or a "
-                             "slice; a mask becomes a row by mask.nonzero()[:, 0]")
+            raise IndexError(f"index={index!s:.60} must be a whole number less than n={self.n}, a row "
+                             "of them or a slice; a mask becomes a row by mask.nonzero()[:, 0]")
         return place.astype(int) % self.n
 
     def drawn(self, place: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,5 @@
 """Data by name: what a recipe names as its data, or what a user asks for on the command line."""
+import os
 from pathlib import Path
 
 from . import mnist
@@ -39,7 +40,7 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
     `moving_digits` and so on), and one line says so.
     """
     channels, *frames, size = shape[:-1]
-    if name not in (None, *SPLIT, "mnist_test_seq") and not Path(name).exists():
+    if name not in (None, *SPLIT, "mnist_test_seq") and not os.path.exists(name):
         raise ValueError(f"data={name!r} is neither {', nor '.join(SPLIT)}, nor mnist_test_seq, nor a folder")
     if name == "mnist_test_seq" or Path(name or "").suffix == ".npy":
         from .videos import moving_mnist_file

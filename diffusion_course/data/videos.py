@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .download import DownloadError, cache_folder, fetch, given_folder
-from .images import EXTENSIONS, Images, squared
+from .images import EXTENSIONS, Images, check_picture, check_size, squared
 
 FILMS = (".mp4", ".mov", ".avi", ".webm")                      # ffmpeg reads these, Pillow the rest
 GRAY = torch.tensor([0.299, 0.587, 0.114])                     # as bright as red, green and blue seem
@@ -107,19 +107,32 @@ def pictures_of(files: list[Path], count: int, stride: int) -> list[np.ndarray]:
 def pictures(path: Path) -> Iterator[np.ndarray]:
     """The pictures in a file, uint8 [H, W, 3 or 4], one after the other; a ValueError names a bad file."""
     import imageio.v3 as imageio
+    from PIL import Image, ImageOps, ImageSequence
 
     try:
         if path.suffix.lower() in FILMS:
+            if not begins_as_film(path):                       # ffmpeg reads lists of other files, too
+                raise ValueError("it begins like no film")
             if cut_off(path):
                 raise ValueError("truncated; get it again")
+            check_size(*imageio.immeta(path, plugin="FFMPEG")["size"])
             yield from imageio.imiter(path, plugin="FFMPEG")
         else:
-            if (dtype := imageio.improps(path, plugin="pillow").dtype) not in ("uint8", "bool"):
-                raise ValueError(f"its pixels are {dtype}; convert it to 8 bits")
-            yield from imageio.imiter(path, plugin="pillow", mode="RGBA", rotate=True)
+            check_picture(path)
+            with Image.open(path) as image:                    # imageio fails where palettes differ
+                for frame in ImageSequence.Iterator(image):
+                    yield np.asarray(ImageOps.exif_transpose(frame).convert("RGBA"))
     except Exception as error:                                 # every format raises its own kind
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a readable video or frame ({reason})") from error
+
+
+def begins_as_film(path: Path) -> bool:
+    """Whether it is an AVI, a WebM, or boxes as of an MP4."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] in (b"RIFF", b"\x1aE\xdf\xa3") or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide",
+                                                                      b"free", b"skip")
 
 
 def cut_off(path: Path) -> bool:

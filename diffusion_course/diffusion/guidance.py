@@ -19,11 +19,20 @@ def drop_condition(cond: dict[str, Tensor], null: dict[str, Tensor], p: float) -
         raise ValueError(f"null names {sorted(unknown)}, but the conditions are {sorted(cond)}")
     if not null:
         return cond
+    check_null(cond, null)
     some = next(iter(cond.values()))
     drop = rand(len(some), device=some.device) < p             # [B]
     return {name: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null[name].to(c), c)
                   if name in null else c
             for name, c in cond.items()}
+
+
+def check_null(cond: dict[str, Tensor], null: dict[str, Tensor]) -> None:
+    """A ValueError unless every null value can take the place of each item of its condition."""
+    for name, value in null.items():
+        if not cond[name].ndim or value.shape not in ((), cond[name].shape[1:], (1, *cond[name].shape[1:])):
+            raise ValueError(f"{name} is {tuple(cond[name].shape)}, but its null, and so each item, must be "
+                             f"{tuple(value.shape)}")
 
 
 class Guide:
@@ -59,6 +68,7 @@ class CFG(Guide):
         unknown = set(self.null) - set(cond)
         if unknown:
             raise ValueError(f"guidance needs the conditions {sorted(unknown)}, got {sorted(cond)}")
+        check_null(cond, self.null)
         null = {name: self.null[name].to(c).expand_as(c) for name, c in cond.items() if name in self.null}
         with_cond, v = self.denoiser.estimate(x, t, **cond)
         without, _ = self.denoiser.estimate(x, t, **{**cond, **null})
@@ -126,6 +136,8 @@ class Clip(Guide):
 def dynamic_threshold(x0: Tensor, percentile: float = 0.995) -> Tensor:
     """x0 [B, ...] in [-1, 1]: a sample whose percentile s of |x0| is over 1 is clipped to [-s, s] and divided
     by s (Imagen sec. 2.3); the others are clipped."""
+    if not 0 <= percentile <= 1:
+        raise ValueError(f"percentile={percentile} must be in [0, 1]")
     s = x0.abs().flatten(1).quantile(percentile, dim=1).clamp_min(1)           # [B]
     s = s.reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s

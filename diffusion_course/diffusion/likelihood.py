@@ -39,6 +39,8 @@ def normal_kl(mean1: Tensor, var1: Tensor, mean2: Tensor, var2: Tensor) -> Tenso
 
 def discretized_nll(x0: Tensor, mean: Tensor, std: Tensor, levels: int = 256) -> Tensor:
     """-log of the Gaussian mass in the bin of each pixel (DDPM eq. 13), in nats; x0 in [-1, 1]."""
+    if levels < 2:
+        raise ValueError(f"levels={levels} must be at least 2")
     half = 1 / (levels - 1)
     cdf = torch.special.ndtr
     above = torch.where(x0 > 1 - half / 2, 1.0, cdf((x0 + half - mean) / std))

@@ -37,6 +37,8 @@ def solve(slope: Callable[[float, Tensor], Tensor], x: Tensor, start: float, end
     One step size serves the whole batch: the root mean square of error / (atol + rtol |x|) stays below 1.
     A RuntimeError where that takes more than `most` evaluations.
     """
+    if not (0 <= rtol < math.inf and 0 <= atol < math.inf and rtol + atol):
+        raise ValueError(f"rtol={rtol} and atol={atol} must be finite, and one of them more than 0")
     if start == end:
         return Solution(x, 0)
     t, span = start, end - start

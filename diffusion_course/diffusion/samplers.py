@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .likelihood import mix_variance, posterior
-from .schedules import broadcast
+from .schedules import broadcast, check_steps
 
 Step = Callable[..., Tensor]
 
@@ -91,7 +91,7 @@ def churn_step(steps: int, churn: float = 40.0, low: float = 0.05, high: float =
 
     They are S_churn, S_tmin, S_tmax and S_noise of the paper.  For VarianceExploding, where t is sigma.
     """
-    gamma = min(churn / steps, 2**0.5 - 1)
+    gamma = min(churn / check_steps(steps), 2**0.5 - 1)
 
     def step(denoiser, x, t, s, **cond):
         t_hat = torch.where((t >= low) & (t <= high), t * (1 + gamma), t)
@@ -151,6 +151,9 @@ def sample(denoiser, noise: Tensor, times: int | Tensor = 50, step: Step = ddim_
     An int asks for that many default steps.
     """
     times = denoiser.schedule.times(times) if isinstance(times, int) else times
+    if times.ndim != 1 or len(times) < 2 or not times.is_floating_point():
+        raise ValueError(f"times must be a list of two at least, from noise to data; got {times.dtype} of "
+                         f"shape {tuple(times.shape)}")
     _, sigma = denoiser.schedule.at(times[:1].to(noise.device), noise)
     return last(trajectory(denoiser, sigma * noise, times, step, bar, **cond))
 

@@ -13,6 +13,9 @@ from .random import rand
 
 def broadcast(a: Tensor, x: Tensor) -> Tensor:
     """Reshape a, one value per sample [B] or per frame [B, F], to multiply x [B, C, (F,) H, W]."""
+    if a.ndim and x.ndim and len(a) not in (1, len(x)):
+        raise ValueError(f"expected one value for each sample of x of shape {tuple(x.shape)}, got shape "
+                         f"{tuple(a.shape)}")
     if a.ndim <= 1:
         return a.reshape(-1, *[1] * (x.ndim - 1))
     frames = x.shape[2] if x.ndim == 5 else 1
@@ -32,11 +35,15 @@ class Schedule(nn.Module):
 
     def at(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t) and sigma(t), shaped to multiply x."""
+        if t.dtype == torch.bool or t.is_complex():
+            raise ValueError(f"t must be times, not {t.dtype}")
         alpha, sigma = self(t)
         return broadcast(alpha, x), broadcast(sigma, x)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t; t is [B] or [B, F]."""
+        if noise.shape != x0.shape:
+            raise ValueError(f"noise of shape {tuple(noise.shape)} must have that of x0, {tuple(x0.shape)}")
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * noise
 
@@ -85,6 +92,8 @@ class DiscreteVP(Schedule):
 
     def __init__(self, betas: Tensor):
         super().__init__()
+        if betas.ndim != 1 or not len(betas) or not ((betas >= 0) & (betas <= 1)).all():
+            raise ValueError(f"betas of shape {tuple(betas.shape)} must be a list of numbers from 0 to 1")
         log_bar = torch.cat([torch.zeros(1).double(), torch.log1p(-betas.double()).cumsum(0)])
         dtype = torch.get_default_dtype()
         self.register_buffer("alpha", (log_bar / 2).exp().to(dtype), persistent=False)       # [N + 1]
@@ -96,7 +105,10 @@ class DiscreteVP(Schedule):
 
     def forward(self, t):
         n = (t * self.num_steps).round().long()
-        return self.alpha[n], self.sigma[n]
+        try:
+            return self.alpha[n], self.sigma[n]
+        except IndexError as error:                            # asked for here, as on a GPU a look would wait
+            raise ValueError(f"t must be from 0 to 1; it reaches from {t.min():g} to {t.max():g}") from error
 
     def times(self, steps):
         """Every time of the table, or an evenly spaced subsequence of them."""

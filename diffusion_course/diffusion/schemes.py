@@ -115,6 +115,10 @@ def follow(scheme: Scheme, make: Callable[..., Tensor], noise: Tensor, start: Te
     make(noise, index, seen, at) makes frames like its noise [B, C, K, H, W], whose numbers are index [K]; of
     these, the places `at` show `seen`.  step is how many frames a call adds, by default half of the window.
     """
+    if start is not None and (start.ndim != 5 or (*start.shape[:2], *start.shape[3:]) != (
+            *noise.shape[:2], *noise.shape[3:])):
+        raise ValueError(f"start of shape {tuple(start.shape)} must be the first frames of videos of shape "
+                         f"{tuple(noise.shape)}")
     given, step = 0 if start is None else start.shape[2], step or window // 2
     if given > noise.shape[2] or not 0 < step < window:
         raise ValueError(f"a start of {given} frames, {noise.shape[2]} in all, step={step} at a time: there "

@@ -1,9 +1,9 @@
 """The leaderboard: one line of JSON per trained model, which only `diffusion-course evaluate` writes."""
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from ..data.files import whole
 from ..training import checkpoints
 
 Row = dict[str, Any]
@@ -16,12 +16,13 @@ def read(path: str | Path | None = None) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such leaderboard; `diffusion-course evaluate` makes one")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             rows.append(json.loads(line))
             if not isinstance(rows[-1]["metrics"]["frechet"]["value"], float):
                 raise TypeError("its Frechet distance is no number")
-        except (ValueError, KeyError, TypeError) as error:
+            cells(rows[-1])                                    # all that a table needs is there
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not a row of a leaderboard ({error}); delete the line "
                              "and evaluate that model again") from error
     return rows
@@ -34,16 +35,8 @@ def add(row: Row, path: str | Path) -> Path:
     key = lambda row: [row.get(name) for name in ("model", "data", "sampling", "n", "seed")]
     place = next((i for i, other in enumerate(rows) if key(other) == key(row)), len(rows))
     rows[place:place + 1] = [row]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

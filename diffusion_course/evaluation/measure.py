@@ -36,6 +36,8 @@ def measure(x: Tensor, real: Tensor, other: Tensor, train: Tensor, texts: Sequen
 
     train are items that the model may have learnt by heart; texts are what was asked for, one per sample.
     """
+    if x.ndim not in (4, 5):
+        raise ValueError(f"x of shape {tuple(x.shape)} must be images [N, C, H, W] or videos [N, C, F, H, W]")
     if not len(x) == len(real) == len(other) >= FEWEST:
         raise ValueError(f"{len(x)} samples, {len(real)} and {len(other)} real items: distances are compared "
                          f"at equal numbers, of {FEWEST} at least")

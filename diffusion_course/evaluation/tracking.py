@@ -14,7 +14,7 @@ FAINT = 0.1  # ink below this is background: networks leave some in every pixel
 
 def ink(x: Tensor) -> Tensor:
     """How white images [N, C, H, W] or videos [N, C, F, H, W] are: [N, H, W] or [N, F, H, W] in [0, 1]."""
-    if x.ndim not in (4, 5):
+    if x.ndim not in (4, 5) or not x.numel() or x.is_complex():
         raise ValueError(f"x of shape {tuple(x.shape)} must be images [N, C, H, W] or videos [N, C, F, H, W]")
     white = ((x.amax(1).float() + 1) / 2).clamp(0, 1)
     return white.where(white >= FAINT, 0)
@@ -41,7 +41,7 @@ def tracks(x: Tensor, count: Tensor, spread: float | None = None, rounds: int = 
     if x.ndim != 5:
         raise ValueError(f"x of shape {tuple(x.shape)} must be videos [N, C, F, H, W]")
     if count.shape != (len(x),) or not ((count == 1) | (count == 2)).all():
-        raise ValueError(f"count={count.tolist()} must be 1 or 2 for each of the {len(x)} videos")
+        raise ValueError(f"count={str(count.tolist()):.80} must be 1 or 2 for each of the {len(x)} videos")
     single = centroid(x)                                       # [N, F, 2]
     centres = torch.stack([single, torch.full_like(single, torch.nan)], 2)[:, :, :int(count.max())]
     pairs = (count == 2).nonzero()[:, 0]
@@ -140,7 +140,7 @@ def moved(x: Tensor, by: Tensor) -> Tensor:
 
 def velocity(centres: Tensor) -> Tensor:
     """The mean displacement per frame of centres [N, F, K, 2]: [N, K, 2]."""
-    if centres.ndim != 4 or centres.shape[1] < 2:
+    if centres.ndim != 4 or centres.shape[1] < 2 or centres.shape[3] != 2:
         raise ValueError(f"centres of shape {tuple(centres.shape)} must be [N, F, K, 2] with two frames at "
                          "least; draw longer clips")
     return (centres[:, -1] - centres[:, 0]) / (centres.shape[1] - 1)
@@ -230,7 +230,7 @@ def frame_difference(x: Tensor) -> Tensor:
     """The mean squared difference [N] of adjacent frames of videos [N, C, F, H, W]."""
     if x.ndim != 5 or x.shape[2] < 2:
         raise ValueError(f"x of shape {tuple(x.shape)} must be videos [N, C, F, H, W] of two frames at least")
-    return x.diff(dim=2).square().flatten(1).mean(1)
+    return x.float().diff(dim=2).square().flatten(1).mean(1)
 
 
 def flips(top: Tensor) -> Tensor:

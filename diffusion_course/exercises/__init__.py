@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..classroom.exercise import Exercise, Question, judge
+from ..data.files import whole
 
 _hints_given: Counter = Counter()
 
@@ -119,10 +120,5 @@ def remember(key: str) -> None:
         path = progress_file()
     except RuntimeError as error:                              # there is no home folder
         raise OSError(str(error)) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as part:
         part.write_text(json.dumps({"solved": sorted(solved() | {key})}))
-        part.replace(path)                                     # the file is whole at any time
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 from ..data.download import repository_data
+from ..data.files import whole
 
 NAME = r"(?a)\w[\w.-]*/(?!\.{1,2}$|.*\.git$)[\w.-]+"           # of a repository on GitHub
 REF = r"(?a)(?!-|.*\.\.)[\w-][\w.-]*(/[\w-][\w.-]*)*(?<!\.)"   # a branch, a tag or a commit
@@ -51,11 +52,7 @@ def rewrite(path: Path, old: tuple[str, ...], new: tuple[str, ...]) -> int:
             text, count = re.subn(rf"(?<!\w){re.escape(before)}(?![\w@-]|\.\w)", after, text)
             total += count
     if total:
-        part = path.with_name(f".{path.name}.part")            # the file is whole at any time
-        try:
+        with whole(path) as part:
             part.write_bytes(text.encode())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
         print(f"{path}: {total} changed")
     return total

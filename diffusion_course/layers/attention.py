@@ -26,6 +26,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int = 4, token_dim: int | None = None):
         super().__init__()
+        if heads < 1 or dim < 1:
+            raise ValueError(f"dim={dim} and heads={heads} must be at least 1")
         if dim % heads:
             near = dim // heads * heads
             raise ValueError(f"dim={dim} must be a multiple of heads={heads}; "

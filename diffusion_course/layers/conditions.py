@@ -8,6 +8,19 @@ from torch import Tensor, nn
 from .spacetime import fold_frames
 
 
+def within(name: str, module: nn.Module, c: Tensor) -> Tensor:
+    """module(c), where c may be the numbers of classes or words."""
+    whole = c.dtype in (torch.int64, torch.int32)
+    if isinstance(module, nn.Embedding) and not (whole and c.ndim in (1, 2)):
+        raise ValueError(f"{name} must be whole numbers, one for each sample [B] or frame [B, F]; got "
+                         f"{c.dtype} of shape {tuple(c.shape)}")
+    try:
+        return module(c)
+    except IndexError as error:                                # asked for here, as on a GPU a look would wait
+        raise ValueError(f"{name} holds numbers from {c.min()} to {c.max()}, which this network was not "
+                         "built for") from error
+
+
 class Doors(nn.Module):
     """Named conditions: added to the time embedding, attended to as tokens, or stacked on the input channels.
 
@@ -37,7 +50,11 @@ class Doors(nn.Module):
     def added(self, e: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """e [B, D] or [B, F, D] plus the embedding of every condition of the first door."""
         for name, module in self.embed.items():
-            c = module(cond[name])
+            c = within(name, module, cond[name])
+            if len(c) != len(e) or c.ndim == 3 == e.ndim and 1 not in (c.shape[1], e.shape[1]) and (
+                    c.shape[1] != e.shape[1]):
+                raise ValueError(f"{name} of shape {tuple(cond[name].shape)} must be one for each of the "
+                                 f"{len(e)} samples, or for each of their frames")
             if c.ndim != e.ndim:                               # one of the two is per frame
                 c, e = (c[:, None], e) if e.ndim == 3 else (c, e[:, None])
             e = e + c
@@ -45,7 +62,8 @@ class Doors(nn.Module):
 
     def attended(self, cond: dict[str, Tensor]) -> Tensor | None:
         """All tokens of the second door, [B, L, D], or None."""
-        return torch.cat([m(cond[name]) for name, m in self.tokens.items()], dim=1) if self.tokens else None
+        tokens = [within(name, module, cond[name]) for name, module in self.tokens.items()]
+        return torch.cat(tokens, dim=1) if tokens else None
 
     def stacked(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """x [B, C, (F,) H, W] with the conditions of the third door behind its channels, frames folded."""

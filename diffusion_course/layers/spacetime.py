@@ -28,6 +28,23 @@ class Frames:
         return self
 
 
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them")
+
+
+def check_input(x: Tensor, t: Tensor, channels: int, weight: Tensor) -> None:
+    """A ValueError unless x is images or videos for a network with such weights, and t their times."""
+    if x.ndim not in (4, 5) or x.shape[1] != channels or not x.numel():
+        raise ValueError(f"expected images [B, {channels}, H, W] or videos [B, {channels}, F, H, W], "
+                         f"got shape {tuple(x.shape)}")
+    check_dtype(x, weight)
+    frames = x.shape[2] if x.ndim == 5 else 1
+    if t.ndim not in (1, 2) or len(t) != len(x) or t.ndim == 2 and t.shape[1] not in (1, frames):
+        raise ValueError(f"t must be [B] or [B, F] with B={len(x)}, and the input has {frames} frames; got "
+                         f"shape {tuple(t.shape)}")
+
+
 def fold_frames(x: Tensor) -> tuple[Tensor, int]:
     """[B, C, H, W] or [B, C, F, H, W] -> [(B F), C, H, W] and F."""
     if x.ndim == 4:

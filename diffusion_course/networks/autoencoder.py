@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from ..layers.spacetime import fold_frames, unfold_frames
+from ..layers.spacetime import check_dtype, fold_frames, unfold_frames
 
 
 class Residual(nn.Module):
@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
 
     def moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents of images [B, C, H, W], not yet divided by std."""
-        check(frames, self.channels, self.factor)
+        check(frames, self.channels, self.factor, self.encoder)
         mean, logvar = self.encoder(frames).float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
@@ -98,8 +98,10 @@ class Pixels(nn.Module):
         return z
 
 
-def check(frames: Tensor, channels: int, factor: int) -> None:
-    if frames.ndim != 4 or frames.shape[1] != channels or any(side % factor for side in frames.shape[2:]):
+def check(frames: Tensor, channels: int, factor: int, encoder: nn.Module) -> None:
+    check_dtype(frames, next(encoder.parameters()))
+    if (frames.ndim != 4 or frames.shape[1] != channels or any(side % factor for side in frames.shape[2:])
+            or not frames.numel()):
         raise ValueError(f"expected {channels} channels, height and width multiples of {factor}; images, or "
                          f"frames of videos, are {tuple(frames.shape)}")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..layers.attention import Attention
 from ..layers.conditions import Doors
 from ..layers.embeddings import ScalarEmbedding, sinusoidal
+from ..layers.spacetime import check_input
 
 LAYOUTS = {  # which tokens attend to one another; tokens are [B, F, N, D]
     "space": "b f n d -> (b f) n d",
@@ -115,6 +116,8 @@ class DiT(nn.Module):
                  embed: dict[str, Callable[[int], nn.Module]] | None = None,
                  tokens: dict[str, nn.Module] | None = None, stack: dict[str, int] | None = None):
         super().__init__()
+        if dim < 1 or min(patch) < 1:
+            raise ValueError(f"dim={dim} and each side of patch={patch} must be at least 1")
         self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, tokens, stack)
         self.block = block
         if tokens and not block.uses_tokens:
@@ -139,8 +142,8 @@ class DiT(nn.Module):
         self.doors.check(cond)
         frames = x.shape[2] if x.ndim == 5 else 1
         pf, ph, pw = self.patch
-        if (x.ndim not in (4, 5) or x.shape[1] != self.channels
-                or frames % pf or x.shape[-2] % ph or x.shape[-1] % pw):
+        check_input(x, t, self.channels, self.patchify.weight)
+        if (frames % pf or x.shape[-2] % ph or x.shape[-1] % pw):
             raise ValueError(f"expected [B, {self.channels}, (F,) H, W] in whole patches of {self.patch}, "
                              f"got shape {tuple(x.shape)}")
         h = rearrange(self.doors.stacked(x, cond), "(b f pf) c (h ph) (w pw) -> b f (h w) (c pf ph pw)",

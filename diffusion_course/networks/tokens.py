@@ -75,7 +75,7 @@ class VQAutoencoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Tokens of images or videos."""
         frames, count = fold_frames(x)
-        check(frames, self.channels, self.factor)
+        check(frames, self.channels, self.factor, self.encoder)
         index = self.codebook.nearest(self.encoder(frames))
         return index if x.ndim == 4 else rearrange(index, "(b f) h w -> b f h w", f=count)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers.attention import SpatialAttention
 from ..layers.conditions import Doors
 from ..layers.embeddings import ScalarEmbedding
-from ..layers.spacetime import Frames, Temporal, per_frame, unfold_frames
+from ..layers.spacetime import Frames, Temporal, check_input, per_frame, unfold_frames
 
 
 class ResBlock(nn.Module):
@@ -87,8 +87,11 @@ class UNet(nn.Module):
             if len(value) != len(multipliers):
                 raise ValueError(f"{name}={value} needs one entry for each of the {len(multipliers)} levels "
                                  f"of multipliers={multipliers}")
-        if width < 8 or width % 8:
-            raise ValueError(f"width={width} must be a multiple of 8 (the groups of its normalisation)")
+        if width < 8 or width % 8 or min(multipliers, default=0) < 1:
+            raise ValueError(f"width={width} must be a multiple of 8 (the groups of its normalisation), and "
+                             f"multipliers={multipliers} whole numbers of it")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
         dim, widths = 4 * width, [width * m for m in multipliers]
         self.doors = Doors(dim, embed, tokens, stack)
         halvings = len(widths) - (not efficient)
@@ -164,14 +167,10 @@ class UNet(nn.Module):
         return unfold_frames(F.pixel_shuffle(self.out(h), self.patch), like=x)
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        if x.ndim not in (4, 5) or x.shape[1] != self.channels:
-            raise ValueError(f"expected images [B, {self.channels}, H, W] or videos "
-                             f"[B, {self.channels}, F, H, W], got shape {tuple(x.shape)}")
+        check_input(x, t, self.channels, self.conv_in.weight)
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(f"height and width must be multiples of {self.factor}, "
                              f"got {tuple(x.shape[-2:])}")
-        if t.ndim not in (1, 2) or len(t) != len(x):
-            raise ValueError(f"t must be [B] or [B, F] with B={len(x)}, got shape {tuple(t.shape)}")
 
 
 def image_unet(channels: int = 1, out_channels: int | None = None, width: int = 32, **options) -> UNet:

@@ -8,7 +8,7 @@ Scaled down: 32 x 32 images, latents of 4 x 8 x 8; discriminator and features as
 """
 from ..diffusion.random import randn_like
 from ..networks.autoencoder import Autoencoder, Pixels
-from ..recipe import Recipe, paper
+from ..recipe import Count, Recipe, paper
 from . import vqgan
 
 PRESETS = vqgan.PRESETS  # the same network on the same data
@@ -16,7 +16,7 @@ PRESETS = vqgan.PRESETS  # the same network on the same data
 
 @paper
 def recipe(width: int = 32, channels: int = 1, size: int = 32, latent: int = 4, factor: int = 4,
-           kl_weight: float = 1e-4, start: int = 750, perceptual: float = 1.0,
+           kl_weight: float = 1e-4, start: Count = 750, perceptual: float = 1.0,
            adversarial: float = 0.5) -> Recipe:
     """Latents of frames of Moving MNIST; sample(noise, x=images) gives the images back as it sees them.
 

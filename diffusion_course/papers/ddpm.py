@@ -16,7 +16,7 @@ from ..diffusion.predictions import Epsilon
 from ..diffusion.samplers import ancestral_step, sample
 from ..diffusion.schedules import cosine_beta, linear_beta
 from ..networks.unet import image_unet
-from ..recipe import Preset, Recipe, paper
+from ..recipe import Count, Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=60, batch_size=32, lr=4e-3, recipe={"width": 16}),
@@ -27,7 +27,7 @@ PRESETS = {
 
 @paper
 def recipe(width: int = 32, channels: int = 1, size: int = 32, num_steps: int = 1000, cosine: bool = False,
-           learned_variance: bool = False, classes: int = 0, dropout: float = 0.0) -> Recipe:
+           learned_variance: bool = False, classes: Count = 0, dropout: float = 0.0) -> Recipe:
     """num_steps is N of the schedule; with classes > 0 it takes a `label` (as Improved DDPM on ImageNet)."""
     embed = {"label": lambda dim: nn.Embedding(classes + 1, dim)} if classes else None
     net = image_unet(channels, channels * (2 if learned_variance else 1), width, dropout=dropout, embed=embed)

@@ -61,6 +61,8 @@ def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, 
 
     given: how likely a group of frames after the first is given (one half in the paper).
     """
+    if frames < window or not 0 <= given <= 1:
+        raise ValueError(f"frames={frames} must be window={window} at least, and given={given} a share of 1")
     first, shape, item = first_stage(autoencoder, (channels, size, size))
     net = unet_for(shape, autoencoder is not None, width, temporal=partial(FrameAttention, bias=DistanceBias))
     schedule = Cosine()

@@ -28,7 +28,7 @@ from ..diffusion.schedules import Cosine
 from ..layers.embeddings import ScalarEmbedding
 from ..networks.text import Pooled, Projected, TextEncoder
 from ..networks.unet import UNet
-from ..recipe import Preset, Recipe, paper
+from ..recipe import Count, Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=16, recipe={"width": 16}),
@@ -39,7 +39,7 @@ PRESETS = {
 
 @paper
 def recipe(width: int = 32, channels: int = 1, sizes: tuple[int, ...] = (8, 32), words: int = 21,
-           length: int = 12, text_dim: int = 0, augment: bool = True) -> Recipe:
+           length: int = 12, text_dim: Count = 0, augment: bool = True) -> Recipe:
     """A cascade for captions.  augment=False trains on clean small images, to see what that breaks.
 
     The null caption is all padding: the token 0, or encodings of zeros.

@@ -14,7 +14,7 @@ from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
 from ..networks.text import asked_for
 from ..networks.unet import unet_for
-from ..recipe import Preset, Recipe, asking, paper
+from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 
 PRESETS = {
@@ -26,7 +26,7 @@ PRESETS = {
 
 @paper
 def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1, size: int = 32,
-           classes: int = 0, words: int = 21, length: int = 12) -> Recipe:
+           classes: Count = 0, words: Count = 21, length: int = 12) -> Recipe:
     """Images for captions of at most `length` of so many `words`, or with classes > 0 for a `label`.
 
     Without an autoencoder it works on pixels.

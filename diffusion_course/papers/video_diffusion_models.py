@@ -22,7 +22,7 @@ from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
 from ..networks.text import asked_for
 from ..networks.unet import unet_for
-from ..recipe import Preset, Recipe, asking, paper
+from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 
 LATENTS = {"autoencoder": "vae-mm", "width": 48, "images": 2}
@@ -34,8 +34,9 @@ PRESETS = {
 
 
 @paper
-def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1, images: int = 4,
-           classes: int = 0, words: int = 0, length: int = 12, autoencoder: Recipe | None = None) -> Recipe:
+def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
+           images: Count = 4, classes: Count = 0, words: Count = 0, length: int = 12,
+           autoencoder: Recipe | None = None) -> Recipe:
     """Clips of so many frames; for a `label` if classes > 0, for a `text` of so many words if words > 0.
 
     images: how many independent frames are appended to every clip of a batch (0, 4 and 8 in the paper).

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from ..diffusion.random import leads
 from ..networks.autoencoder import PatchDiscriminator
 from ..networks.tokens import VQAutoencoder
-from ..recipe import Preset, Recipe, paper
+from ..recipe import Count, Preset, Recipe, paper
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, recipe={"width": 8, "start": 20}),
@@ -65,9 +65,11 @@ class FirstStage(nn.Module):
 
 @paper
 def recipe(width: int = 32, channels: int = 1, size: int = 32, latent: int = 8, factor: int = 4,
-           codes: int = 256, start: int = 750, perceptual: float = 1.0, adversarial: float = 0.5,
+           codes: int = 256, start: Count = 750, perceptual: float = 1.0, adversarial: float = 0.5,
            commitment: float = 0.25) -> Recipe:
     """Tokens of frames of Moving MNIST; sample(noise, x=images) gives the images back as it sees them."""
+    if size % factor:
+        raise ValueError(f"size={size} must be a multiple of factor={factor}")
     autoencoder = VQAutoencoder(channels, latent, width, factor, codes)
     model = FirstStage(autoencoder, channels, start, perceptual, adversarial)
 

@@ -3,8 +3,9 @@
 The JSON says which paper file and which keyword arguments make the recipe, so that a file is all one needs.
 """
 import json
-import os
 import platform
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__, papers
-from ..data import download
+from ..data import download, files
 from ..recipe import Recipe
 from .shipped import SHIPPED, file_of, shipped
 
 KEY = "diffusion_course"  # of our JSON in the file's metadata
+FIELDS = {"paper": str, "kwargs": dict, "kind": str, "step": int, "data": str, "preset": str, "init": dict,
+          "settings": dict, "ema_updates": int, "minutes": float, "batch_size": int, "metrics": dict}
 
 
 class CheckpointError(ValueError):
@@ -26,23 +29,16 @@ class CheckpointError(ValueError):
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """Write tensors and header under a temporary name, then give the file its own: it is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    """Write tensors and header to a file that is whole at any time."""
     versions = {"diffusion_course": __version__, "torch": torch.__version__,
                 "python": platform.python_version()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
-        save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
-        with part.open("r+b") as file:
-            os.fsync(file.fileno())
+    with files.whole(path) as part:
+        try:
+            save_file(tensors, part, metadata={KEY: json.dumps(header | {"versions": versions})})
+        except SafetensorError as error:                       # a full disk, for one
+            raise OSError(str(error)) from error
         part.chmod(0o644)                                      # safetensors keeps its files to their owner
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: could not be written ({error}); "
-                      "what was there before is unchanged") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -55,7 +51,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON of a checkpoint."""
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, header_of(file, path)
+        header = header_of(file, path)
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}, header
+        except Exception as error:                             # safetensors has numbers that torch lacks
+            raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from error
 
 
 def read_averaged(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -83,10 +83,13 @@ def opened(path: str | Path):
 def header_of(file, path) -> dict[str, Any]:
     try:
         header = json.loads((file.metadata() or {})[KEY])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError, RecursionError):
         raise CheckpointError(f"{path}: a safetensors file, but not written by diffusion_course") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object")
+    for name, kind in FIELDS.items():
+        if name in header and not isinstance(header[name], (kind, int) if kind is float else kind):
+            raise CheckpointError(f"{path}: its header's {name} is {header[name]!r:.80}, no {kind.__name__}")
     return header
 
 
@@ -121,7 +124,8 @@ def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
 def steps_in_all(header: dict[str, Any]) -> int:
     """The steps of a model and of the one that it began with."""
-    return header.get("step", 0) + header.get("init", {}).get("steps", 0)
+    before = header.get("init", {}).get("steps", 0)
+    return header.get("step", 0) + (before if isinstance(before, int) else 0)
 
 
 def identity(path: str | Path) -> dict[str, str]:
@@ -202,6 +206,8 @@ def reference(part: Any) -> dict[str, str]:
 def fetch_part(part: dict[str, str], path: str | Path) -> Recipe:
     """The model that stands behind a reference in the header of path: one that ships, or of a run here."""
     name, tried = part["checkpoint"], []
+    if not re.fullmatch(r"\w[\w.-]*", str(name)):              # it becomes a part of a path
+        raise CheckpointError(f"{path}: its header names a model {name!r:.80}, which is no name")
     for find in (obtain, lambda name: Path("runs") / name / "model.safetensors"):
         try:
             found = load_model(find(name))
@@ -215,17 +221,37 @@ def fetch_part(part: dict[str, str], path: str | Path) -> Recipe:
                           f"is not here: {'; '.join(tried)}")
 
 
-def rebuild(header: dict[str, Any], path: str | Path) -> Recipe:
-    """The recipe that a header names."""
+@contextmanager
+def at_most(weights: int):
+    """Stop a model that is made in this block when it gets many more weights, before they are filled."""
+    made, most = 0, 2 * weights + 1_000_000                    # a few more are told by name, later
+
+    def count(module, name, weight):
+        nonlocal made
+        made += 0 if weight is None else weight.numel()
+        if made > most:
+            raise ValueError(f"it would have many more weights than the {weights:,} of this file")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def rebuild(header: dict[str, Any], path: str | Path, weights: int) -> Recipe:
+    """The recipe that a header names, if it has no more than so many weights."""
     name, kwargs = header.get("paper"), header.get("kwargs")
     if not isinstance(name, str) or not isinstance(kwargs, dict):
         raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
     kwargs = {key: fetch_part(value, path) if isinstance(value, dict) and "checkpoint" in value else value
               for key, value in kwargs.items()}
     try:
-        return papers.module(name).recipe(**kwargs)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its recipe {name}({kwargs}) cannot be made: {error}") from error
+        with at_most(weights):
+            return papers.module(name).recipe(**kwargs)
+    except Exception as error:                                 # a foreign file may ask for anything
+        raise CheckpointError(f"{path}: its recipe {name}({kwargs!s:.500}) cannot be made: "
+                              f"{error}") from error
 
 
 def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
@@ -238,7 +264,7 @@ def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     """The recipe of a model checkpoint or of a training state, with its averaged weights."""
     tensors, header = read_averaged(path)
-    recipe = rebuild(header, path)
+    recipe = rebuild(header, path, sum(t.numel() for t in tensors.values()))
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     load_weights(recipe.model, tensors, path)
     for part in (recipe.model, *recipe.frozen):
@@ -252,5 +278,6 @@ def write_card(path: str | Path, **facts: Any) -> Path:
     path = Path(path)
     card = read_header(path) | facts | {"sha256": download.sha256_of(path)}
     out = path.with_suffix(".json")
-    out.write_text(json.dumps(card, indent=2) + "\n")
+    with files.whole(out) as part:
+        part.write_text(json.dumps(card, indent=2) + "\n")
     return out

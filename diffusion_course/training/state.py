@@ -3,10 +3,13 @@
 Random state is not among it: all random numbers of a step are a function of (seed, step).
 """
 import json
+import math
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
+from ..data import files
 from . import checkpoints
 from .checkpoints import CheckpointError
 
@@ -17,11 +20,9 @@ def save(trainer) -> None:
     A run that is killed in between has a log and a model ahead of its state; resuming mends both.
     """
     folder, recipe = trainer.folder, trainer.recipe
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / ".log.jsonl.part"
     lines = [json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(trainer.losses, 1)]
-    part.write_text("".join(lines))
-    part.replace(folder / "log.jsonl")
+    with files.whole(folder / "log.jsonl") as part:
+        part.write_text("".join(lines))
     tensors = {f"model.{name}": x for name, x in recipe.model.state_dict().items()}
     tensors |= {f"ema.{name}": x for name, x in trainer.ema.average.state_dict().items()}
     for name, p in trainer.weights.items():
@@ -35,12 +36,29 @@ def save(trainer) -> None:
     trainer.saved = trainer.step
 
 
+def alone_in(folder: Path) -> BaseFileLock | None:
+    """Hold a run's folder until release(); a ValueError if another process trains there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process is training there; wait for it, or choose another "
+                         "folder (--out)") from None
+    except NotImplementedError:                                # a file system without locks
+        return None
+    files.remove_parts(folder)
+    return lock
+
+
 def load(trainer) -> None:
     """Put the trainer where the run in its folder stopped; a CheckpointError says why that cannot be."""
     path = trainer.folder / "state.safetensors"
     tensors, header = checkpoints.read(path)
     if header.get("kind") != "state":
         raise CheckpointError(f"{path}: not a training state (it is a {header.get('kind')} checkpoint)")
+    if missing := {"paper", "kwargs", "settings", "step", "ema_updates", "minutes"} - set(header):
+        raise CheckpointError(f"{path}: its header lacks {', '.join(sorted(missing))}")
     mine = trainer.settings() | checkpoints.origin_header(trainer.recipe)
     theirs = header["settings"] | {key: header[key] for key in ("paper", "kwargs")}
     differ = [f"{key} was {theirs.get(key)!r} and is now {value!r}" for key, value in mine.items()
@@ -55,7 +73,8 @@ def load(trainer) -> None:
     checkpoints.load_weights(trainer.ema.average, part("ema."), path)
     for name, x in part("optimizer.").items():
         name, _, key = name.rpartition("/")
-        p = trainer.weights[name]
+        if (p := trainer.weights.get(name)) is None:
+            raise CheckpointError(f"{path}: the optimizer's {name} is no trained weight of the model")
         # averages get the memory layout of their weight; AdamW's step counter stays a single number
         x = torch.empty_like(p).copy_(x) if x.shape == p.shape else x.to(p.device)
         trainer.optimizer.state[p][key] = x
@@ -63,10 +82,17 @@ def load(trainer) -> None:
         trainer.accelerator.scaler.load_state_dict(header["scaler"])
     trainer.ema.updates, trainer.seconds = header["ema_updates"], header["minutes"] * 60
     trainer.step = trainer.saved = header["step"]
-    trainer.losses = read_log(trainer.folder / "log.jsonl")[:trainer.step]
+    losses = read_log(trainer.folder / "log.jsonl")[:trainer.step]
+    trainer.losses = losses + [math.nan] * (trainer.step - len(losses))        # where the log was lost
 
 
 def read_log(path: str | Path) -> list[float]:
     """The losses of a run, step by step."""
-    path = Path(path)
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()] if path.exists() else []
+    path, losses = Path(path), []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else (), 1):
+        try:
+            losses.append(float(json.loads(line)["loss"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise CheckpointError(f"{path}, line {number}: not a loss ({line:.80}); delete the log to go "
+                                  "on without it") from None
+    return losses

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..data import media
 from ..diffusion.ema import EMA
 from ..diffusion.random import rows_of
-from ..recipe import Recipe
+from ..recipe import Recipe, short_of_memory
 from . import state
+from .state import alone_in
 from .terminal import Bar, interrupts_held
 
 # steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
@@ -56,6 +57,16 @@ class LossModule(nn.Module):
         return self.recipe.loss(batch)
 
 
+def leave(state) -> None:
+    """Close the group of processes.
+
+    DDP keeps the group's threads alive.  One that frees a tensor of Python's needs the interpreter for it,
+    and aborts the process if that is ending by then; so they are let run before it ends.
+    """
+    state.destroy_process_group()
+    time.sleep(0.1)
+
+
 class Trainer:
     """Trains recipe.model; the averaged weights become recipe.ema, which is what recipe.draw samples.
 
@@ -74,6 +85,12 @@ class Trainer:
                  facts: dict[str, Any] | None = None):
         if recipe.loss is None:
             raise ValueError("this recipe is training-free: it has no loss, only samples")
+        for what, value, least in ("lr", lr, 0), ("clip", clip, 0), ("warmup", warmup, 0), (
+                "accumulate", accumulate, 1), ("save_every", save_every, 0), ("steps", steps or 1, 1):
+            if not least <= value < math.inf:
+                raise ValueError(f"{what}={value} must be a number, {least} at least")
+        if precision not in (None, "no", "fp16", "bf16"):
+            raise ValueError(f"precision={precision!r} must be no, fp16 or bf16")
         if precision is None:
             gpu = torch.cuda.is_available() and not cpu
             precision = "no" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
@@ -85,8 +102,8 @@ class Trainer:
                                        gradient_accumulation_steps=accumulate,
                                        log_with=tracker, project_dir=self.folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        if self.accelerator.num_processes > 1:                 # left open, its threads abort some exits
-            atexit.register(self.accelerator.state.destroy_process_group)
+        if self.accelerator.num_processes > 1:
+            atexit.register(leave, self.accelerator.state)
         recipe.model.to(self.device).train()
         for part in recipe.frozen:
             part.to(self.device)
@@ -127,6 +144,7 @@ class Trainer:
         self.accelerator.gradient_accumulation_steps = self.accumulate         # which trainers share, too
         end = self.step + steps if steps is not None else self.total
         batches = batches if hasattr(batches, "__getitem__") else iter(batches)
+        held = alone_in(self.folder) if self.folder and self.main else None
         shown = Bar(self.step, end) if bar and self.main else None
         self.recipe.model.train()
         try:
@@ -134,7 +152,8 @@ class Trainer:
                 began = time.monotonic()
                 with interrupts_held():
                     self.whole = False
-                    loss = self.advance(self.batch(batches))
+                    with short_of_memory(self.advice()):
+                        loss = self.advance(self.batch(batches))
                     self.seconds += time.monotonic() - began
                     self.whole = True
                 if self.device.type == "cpu" or len(self.pending) >= CHECK_EVERY:
@@ -157,6 +176,14 @@ class Trainer:
         finally:
             if shown is not None:
                 shown.close()
+            if held is not None:
+                held.release()
+
+    def advice(self) -> str:
+        more = 2 * self.accumulate
+        saved = "" if self.saved is None else f"; step {self.saved} is saved in {self.folder}"
+        return (f"choose a smaller batch, or accumulate={more} to compute each in {more} parts"
+                f"{', or precision=bf16' if self.precision == 'no' else ''}, or a smaller model{saved}")
 
     def batch(self, batches) -> dict[str, Tensor]:
         try:
@@ -166,7 +193,11 @@ class Trainer:
 
     def advance(self, batch: dict[str, Tensor]) -> Tensor:
         """One step of the optimizer, on this process's rows of the batch."""
-        total = len(next(iter(batch.values())))
+        sizes = {len(x) if x.ndim else 0 for x in batch.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"a batch must hold tensors of as many rows, one at least; these are "
+                             f"{ {name: tuple(x.shape) for name, x in batch.items()} }")
+        total = sizes.pop()
         parts, rank = self.accelerator.num_processes * self.accumulate, self.accelerator.process_index
         if total % parts:
             raise ValueError(f"a batch of {total} cannot be shared by {self.accelerator.num_processes} "
@@ -247,7 +278,8 @@ class Trainer:
         state.save(self)
 
     def summary(self) -> dict[str, Any]:
-        metrics = {"loss": sum(self.losses[-100:]) / max(1, len(self.losses[-100:]))}
+        known = [loss for loss in self.losses[-100:] if not math.isnan(loss)]
+        metrics = {"loss": sum(known) / max(1, len(known))}
         return {"step": self.step, "seed": self.seed, "device": str(self.device),
                 "minutes": self.seconds / 60, "metrics": metrics, **self.facts}
 

@@ -75,7 +75,7 @@ def test_pixels_are_not_changed_by_batches():
 
 def test_a_batch_has_at_least_one_item():
     for size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size={size} must be at least 1"):
+        with pytest.raises(ValueError, match=f"batch_size={size} must be from 1 to a million"):
             Batches(numbered(), size)
 
 

@@ -43,6 +43,7 @@ def die_at(call: int, when: str):
 
 def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
     torch.set_num_threads(1)
+    sys.setswitchinterval(100)                                 # threads get the interpreter at waits only
     if die:
         die_at(int(die.split(":")[0]), die.split(":")[1])
     torch.manual_seed(0)

@@ -288,8 +288,8 @@ def test_the_run_folder(tmp_path):
     t = trainer(tmp_path, sample_every=6, samples=4, facts={"data": "noise"})
     losses = run(t)
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert names == {"state.safetensors", "model.safetensors", "log.jsonl", "samples/step_000006.png",
-                     "samples/step_000012.png"}
+    assert names == {".lock", "state.safetensors", "model.safetensors", "log.jsonl",
+                     "samples/step_000006.png", "samples/step_000012.png"}
     header = checkpoints.read_header(tmp_path / "model.safetensors")
     assert header["step"] == 12 and header["data"] == "noise" and header["minutes"] > 0
     assert header["metrics"]["loss"] == pytest.approx(sum(losses) / 12)

@@ -1,0 +1,30 @@
+"""What SECURITY.md promises, and a count of the cases in which the tests held the package to it."""
+import re
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import diffusion_course
+from diffusion_course.recipe import OutOfMemory
+from diffusion_course.training.trainer import NonFiniteLoss
+
+PACKAGE = str(Path(diffusion_course.__file__).parent)
+KINDS = {"fault": "faults that were done to it", "bad_input": "cases of bad input",
+         "hostile": "hostile files and programs"}
+CASES: Counter = Counter()
+
+
+def judged(call, *names: str, where: str = PACKAGE):
+    """The result of call(), or None if it fails with one clear error: ours, and about one of the names.
+
+    Anything else is raised: another kind of error, one from inside a library, one that names nothing.
+    """
+    CASES["bad_input"] += 1
+    try:
+        return call()
+    except (ValueError, OSError, IndexError, NonFiniteLoss, OutOfMemory) as error:
+        text, last = str(error), traceback.extract_tb(error.__traceback__)[-1]
+        assert last.filename.startswith(where), f"raised inside {last.filename}:{last.lineno}: {text}"
+        assert any(re.search(rf"(?<!\w){re.escape(name)}", text) for name in names), (
+            f"the message names none of {names}: {text}")
+        assert len(text) < 2000, f"a message of {len(text)} characters: {text[:300]}"
