@@ -57,4 +57,5 @@ def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:
         else:
             imageio.imwrite(part, grid(x, scale=scale), plugin="FFMPEG", fps=fps, codec="libx264",
                             macro_block_size=2)
+            imageio.immeta(part, plugin="FFMPEG")              # ffmpeg says nothing of a disk that is full
     return path

@@ -41,6 +41,12 @@ def die_at(call: int, when: str):
     checkpoints.save_file = deadly
 
 
+def printing_to(pipe, folder, **options):
+    """main(folder) in a process that was forked, with its standard output in a pipe."""
+    os.dup2(pipe.fileno(), 1)
+    main(folder, **options)
+
+
 def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
     torch.set_num_threads(1)
     sys.setswitchinterval(100)                                 # threads get the interpreter at waits only

@@ -2,29 +2,51 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from multiprocessing import Pipe, get_context
 
 import pytest
+import runs
 import torch
+from promises import CASES
 
 from diffusion_course.training import checkpoints
 from diffusion_course.training.state import read_log
 
-SCRIPT = Path(__file__).with_name("runs.py")
+pytestmark = pytest.mark.fault
+SERVER = get_context("forkserver")                             # it imports torch once, and forks for each run
+SERVER.set_forkserver_preload(["diffusion_course.papers.ddpm", "diffusion_course.training.trainer",
+                               "torch._dynamo", "pytest"])
 
 
-def start(folder, **options):
-    arguments = [f"{key}={value}" for key, value in options.items()]
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), *arguments],
-                            stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+class Run:
+    """A training run in a process of its own; `lines` is what it prints."""
+
+    def __init__(self, folder, **options):
+        ours, theirs = Pipe(duplex=False)
+        self.process = SERVER.Process(target=runs.printing_to, args=(theirs, folder), kwargs=options)
+        self.process.start()
+        theirs.close()
+        self.lines = os.fdopen(os.dup(ours.fileno()))
+        ours.close()
+
+    def started(self):
+        """Wait for the first step, or the end."""
+        while self.lines.readline() not in ("start\n", ""):
+            pass
+        return self
+
+    def end(self) -> tuple[str, int]:
+        """What was printed in all, and the exit status."""
+        with self.lines:
+            out = self.lines.read()
+        self.process.join()
+        return out, self.process.exitcode
 
 
-def finish(process):
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+def finish(run):
+    out, status = run.end()
+    assert status == 0, out
     return out
 
 
@@ -35,7 +57,7 @@ def state(folder):
 
 def readable(folder):
     """Every file under its own name can be read; a half-written one has another name."""
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("[!.]*.safetensors"):
         checkpoints.load_model(path)
     read_log(folder / "log.jsonl")
 
@@ -43,8 +65,10 @@ def readable(folder):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    finish(start(folder))
-    return state(folder)
+    run = Run(folder).started()
+    began = time.monotonic()
+    finish(run)
+    return state(folder), time.monotonic() - began
 
 
 def assert_equal(found, expected):
@@ -55,32 +79,31 @@ def assert_equal(found, expected):
         assert torch.equal(tensors[name], other[name]), name
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("DIFFUSION_COURSE_KILLS", "3"))))
+@pytest.mark.parametrize("seed", range(10))
 def test_killed_at_random_moments(tmp_path, unbroken, seed):
-    chance, kills = random.Random(seed), 0
-    while kills < 2:
-        process = start(tmp_path)
-        while process.poll() is None and process.stdout.readline().strip() != "start":
-            pass
-        time.sleep(chance.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    """Fifty kills in all, anywhere from the first step to the last."""
+    (expected, seconds), chance = unbroken, random.Random(seed)
+    for _ in range(5):
+        run = Run(tmp_path).started()
+        time.sleep(chance.uniform(0, 0.5 * seconds))
+        run.process.kill()
+        run.end()
+        CASES["fault"] += 1
         readable(tmp_path)
-        kills += 1
-    finish(start(tmp_path))
-    assert_equal(state(tmp_path), unbroken)
+    finish(Run(tmp_path))
+    assert_equal(state(tmp_path), expected)
+    assert not list(tmp_path.glob(".*.part*")), "a half-written file was left behind"
 
 
 @pytest.mark.parametrize("die", ["5:half", "5:whole", "6:half", "6:whole", "1:half"])
 def test_killed_while_a_checkpoint_is_written(tmp_path, unbroken, die):
     """Model and state are written in turn: odd writes are models, even ones states."""
-    process = start(tmp_path, die=die)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    CASES["fault"] += 1
+    assert Run(tmp_path, die=die).end()[1] == -signal.SIGKILL
+    assert list(tmp_path.glob(".*.part*")), "it was killed too late"
     readable(tmp_path)
-    out = finish(start(tmp_path))
+    out = finish(Run(tmp_path))
     if not die.startswith("1"):                                # neither the third model nor state counts
         assert "resumed at 4" in out
-    assert_equal(state(tmp_path), unbroken)
-    assert not list(tmp_path.glob(".*part")), "a half-written file was left behind"
+    assert_equal(state(tmp_path), unbroken[0])
+    assert not list(tmp_path.glob(".*.part*")), "a half-written file was left behind"
