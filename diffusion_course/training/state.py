@@ -75,8 +75,9 @@ def load(trainer) -> None:
         name, _, key = name.rpartition("/")
         if (p := trainer.weights.get(name)) is None:
             raise CheckpointError(f"{path}: the optimizer's {name} is no trained weight of the model")
-        # averages get the memory layout of their weight; AdamW's step counter stays a single number
-        x = torch.empty_like(p).copy_(x) if x.shape == p.shape else x.to(p.device)
+        # averages get the memory layout of their weight; AdamW's step counter stays a single number; both are
+        # copied, as what was read is mapped from the file, which would stay on the disk
+        x = torch.empty_like(p).copy_(x) if x.shape == p.shape else x.to(p.device, copy=True)
         trainer.optimizer.state[p][key] = x
     if trainer.accelerator.scaler and header["scaler"]:
         trainer.accelerator.scaler.load_state_dict(header["scaler"])

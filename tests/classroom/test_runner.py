@@ -147,6 +147,36 @@ def test_a_kernel_that_dies(tmp_path):
     assert outcome("out/02_x.ipynb")[0] == (1, "0\n1\n2\n")
 
 
+TRAINS = """
+import os
+from diffusion_course.training.runs import begin
+numbers = {"steps": 8, "batch_size": 4}
+trainer, batches = begin("ddpm", "runs/mine", "smoke", "digits", resume=True, cpu=True, save_every=2,
+                         recipe={"width": 8, "size": 8}, numbers=numbers)
+print("from step", trainer.step)
+for progress in trainer.run(batches):
+    if progress.step == DIE and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), 9)
+print(trainer.losses)
+"""
+
+
+@pytest.mark.fault
+def test_a_kernel_restarted_in_mid_lesson(tmp_path):
+    """Training goes on from where it was saved, to the same losses, when all cells are run again."""
+    path = written(tmp_path / "lessons" / "02_x.ipynb", GOES_ON, TRAINS.replace("DIE", "99"))
+    run(path, "out")
+    began, losses = outcome("out/02_x.ipynb")[1][1].splitlines()
+    assert began == "from step 0"
+    Path("lessons/runs/mine").rename("lessons/runs/whole")
+    path = written(tmp_path / "lessons" / "02_x.ipynb", GOES_ON, TRAINS.replace("DIE", "5"))
+    with pytest.raises(LessonError, match=r"cell \[2\], `import os`: the kernel died"):
+        run(path, "out")
+    run(path, "out")
+    assert outcome("out/02_x.ipynb")[1][1].splitlines() == ["from step 4", losses]
+
+
 def test_figures_of_an_earlier_run_are_replaced(tmp_path):
     path = written(tmp_path / "lessons" / "02_x.ipynb", GOES_ON)
     Path("out/02_x").mkdir(parents=True)

@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from diffusion_course.data import download
 from diffusion_course.data.download import DownloadError, cache_folder, decompressed, fetch, md5_of, sha256_of
 
+pytestmark = pytest.mark.fault
 PLAIN = bytes(range(256)) * 1000
 FILE = gzip.compress(PLAIN, 0, mtime=0)                        # 256 kB: several blocks
 MD5 = hashlib.md5(PLAIN).hexdigest()
@@ -69,6 +71,22 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(FILE[:100_000])
         self.server.released.wait(10)
 
+    def drip(self):
+        """A byte now and then: never silent for long enough to be given up for that."""
+        self.head(Content_Length=len(FILE))
+        for n in range(200):
+            self.wfile.write(FILE[n:n + 1])
+            if self.server.released.wait(0.05):
+                return
+
+    def endless(self):
+        self.head()
+        while not self.server.released.is_set():
+            self.wfile.write(bytes(1 << 16))
+
+    def away(self):
+        self.head(302, Location="/good", Content_Length=0)
+
     def silent(self):
         pass
 
@@ -119,8 +137,10 @@ def test_a_file_is_fetched_into_a_new_folder(server, tmp_path):
 @pytest.mark.parametrize("name, reason", [
     ("other", f"the MD5 of its content is {hashlib.md5(PLAIN[::-1]).hexdigest()}, expected {MD5}"),
     ("html", "the MD5 of its content is"), ("broken", "not a whole gzip file"), ("missing", "404"),
-    ("loop", "redirect"), ("hang", "timed out"), ("garbage", "SSH-2.0"), ("silent", "closed connection")])
-def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(server, tmp_path, name, reason):
+    ("loop", "redirect"), ("hang", "timed out"), ("endless", "no file of the course is that large"),
+    ("garbage", "SSH-2.0"), ("silent", "closed connection")])
+def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(server, tmp_path, name, reason, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 1 << 20)
     path = tmp_path / "file.gz"
     message = refused(server.urls(name), path)
     assert message.startswith("file.gz could not be fetched:\n") and server.urls(name)[0] + ": " in message
@@ -146,7 +166,10 @@ def test_a_dead_mirror(server, tmp_path):
     assert fetch([dead, *server.urls("good")], tmp_path / "file.gz", MD5).read_bytes() == FILE
 
 
-@pytest.mark.parametrize("stop", [0, 1, 65_536, 100_000, len(FILE) - 1])
+TENTHS = [len(FILE) * n // 10 for n in range(10)]
+
+
+@pytest.mark.parametrize("stop", [*TENTHS, 1, 65_536, len(FILE) - 1])
 def test_a_cut_download_is_continued(server, tmp_path, stop):
     path = tmp_path / "file.gz"
     assert f"closed after {stop} of {len(FILE)} bytes" in refused(server.urls(f"good-{stop}"), path)
@@ -170,6 +193,19 @@ def test_a_download_that_stalls_is_continued(server, tmp_path):
     assert 0 < kept <= 100_000
     fetch(server.urls("good"), path, MD5)
     assert path.read_bytes() == FILE and server.seen[-1][1] == f"bytes={kept}-"
+
+
+def test_a_mirror_that_is_too_slow_is_left_for_the_next_one(server, tmp_path):
+    path = tmp_path / "file.gz"
+    assert "drip: too slow: " in refused(server.urls("drip"), path)
+    assert 0 < part(path).stat().st_size < 200
+    fetch(server.urls("drip", "good"), path, MD5, timeout=0.5)
+    assert path.read_bytes() == FILE                           # and what had come in was not fetched again
+    assert server.seen[-1][0] == "/good" and int(server.seen[-1][1][6:-1]) > 1
+
+
+def test_an_address_may_have_moved(server, tmp_path):
+    assert fetch(server.urls("away"), tmp_path / "file.gz", MD5).read_bytes() == FILE
 
 
 def test_a_cut_chunked_download(server, tmp_path):

@@ -152,6 +152,30 @@ def test_broken_files_raise_rather_than_fall_back(tmp_path, instead, message):
     assert len(mnist("test")) == 5
 
 
+NAMES = [name for name, _ in FILES.values()]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("tenth", [0, 1, 5, 9])
+def test_a_half_extracted_cache(tmp_path, monkeypatch, name, suffix, tenth):
+    """A file that ends early is named; once it is gone, it is fetched, and the others stay as they are."""
+    write_mnist(tmp_path / "cache" / "mnist", suffix=suffix)
+    broken = tmp_path / "cache" / "mnist" / (name + suffix)
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:len(whole) * tenth // 10])
+    split = "test" if name.startswith("t10k") else "train"
+    with pytest.raises(ValueError, match=f"{broken}: (truncated|not a whole gzip file|.* too few)"):
+        load(split=split)
+    others = {path: path.stat().st_mtime_ns for path in broken.parent.iterdir() if path != broken}
+    broken.unlink()
+    packed = whole if suffix else gzip.compress(whole)
+    monkeypatch.setattr(module, "fetch", lambda urls, path, md5: path.write_bytes(packed) and path)
+    assert len(load(split=split)) == 5 and len(mnist("test")) == 5
+    assert others == {path: path.stat().st_mtime_ns for path in others}
+
+
 def test_an_unknown_split():
     for data in (mnist, builtin_digits):
         with pytest.raises(ValueError, match="split='valid' must be train or test"):

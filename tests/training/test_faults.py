@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_in_mid_training_loses_nothing(tmp_path, unbroken, s
 
 
 def test_a_small_disk(tmp_path, unbroken):
-    with small_disk(tmp_path, 1 << 21):
+    with small_disk(tmp_path, 1 << 22):
         list(trainer(tmp_path).run(batches(), 2))
         filler = tmp_path / "filler"
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
