@@ -7,6 +7,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 import torch
+from promises import CASES, KINDS
 from torch import nn
 
 from diffusion_course.diffusion.schedules import broadcast
@@ -84,6 +85,23 @@ class OracleAR1:
         return x0, None
 
     add_noise = Gaussian.add_noise
+
+
+# ---- how often the package was held to what SECURITY.md promises
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A marked test is one case, unless it counts them itself."""
+    before = CASES.copy()
+    yield
+    for kind in KINDS:
+        if item.get_closest_marker(kind) and CASES[kind] == before[kind]:
+            CASES[kind] += 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    if CASES:
+        terminalreporter.write_line(", ".join(f"{CASES[kind]} {KINDS[kind]}" for kind in KINDS))
 
 
 def wake(module):

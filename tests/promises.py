@@ -9,8 +9,7 @@ from diffusion_course.recipe import OutOfMemory
 from diffusion_course.training.trainer import NonFiniteLoss
 
 PACKAGE = str(Path(diffusion_course.__file__).parent)
-KINDS = {"fault": "faults that were done to it", "bad_input": "cases of bad input",
-         "hostile": "hostile files and programs"}
+KINDS = {"fault": "faults", "bad_input": "cases of bad input", "hostile": "hostile files and programs"}
 CASES: Counter = Counter()
 
 

@@ -109,7 +109,7 @@ def image_folder(folder: str | Path, size: int = 32, channels: int = 1) -> Image
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not files:
         raise ValueError(f"{folder}: no images in it ({', '.join(EXTENSIONS)})")
     classes = sorted({p.parent for p in files})

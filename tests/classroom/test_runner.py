@@ -140,6 +140,7 @@ def test_a_cell_that_takes_too_long(tmp_path):
     assert never == (2, "") and not is_alive(place[1].split()[-1])
 
 
+@pytest.mark.fault
 def test_a_kernel_that_dies(tmp_path):
     path = written(tmp_path / "lessons" / "02_x.ipynb", GOES_ON, "import os\nos._exit(1)")
     with pytest.raises(LessonError, match=r"cell \[2\], `import os`: the kernel died"):

@@ -155,6 +155,7 @@ def test_a_cell_that_fails_says_so_and_the_others_go_on(submission):
                           2: "NameError: name 'unknown' is not defined (line 1: x = unknown)"}
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("returned", [
     "None", "...", "'text'", "{'a': 1}", "object()", "lambda x: x", "[[]] * 3", "(1, (2, (3,)))",
     "float('nan')", "torch.zeros(0)", "torch.ones(3, dtype=torch.complex64)",
@@ -198,6 +199,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_cell_that_kills_costs_itself_only(submission, what):
     code, said = HOSTILE[what]
@@ -206,6 +208,7 @@ def test_a_cell_that_kills_costs_itself_only(submission, what):
     assert 0 in one.errors and (said is None or one.errors[0] == said)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("body", [
     "while True: pass", "import os; os._exit(1)", "return torch.zeros(2**27)", "return [x0] * 10**6"])
 def test_a_function_that_kills_costs_its_own_exercise_only(submission, body):
@@ -215,6 +218,7 @@ def test_a_function_that_kills_costs_its_own_exercise_only(submission, body):
     assert one.verdict("0.2")[0] is True
 
 
+@pytest.mark.hostile
 @needs_lock
 @pytest.mark.parametrize("code", [
     "open({outside!r} + '/written', 'w')",
@@ -270,6 +274,7 @@ def test_a_system_without_a_lock_is_refused(monkeypatch, tmp_path):
         Jail(tmp_path)
 
 
+@pytest.mark.hostile
 def test_a_jail_says_when_it_is_dead(tmp_path):
     jail = Jail(tmp_path)
     try:

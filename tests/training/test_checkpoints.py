@@ -58,6 +58,7 @@ def test_a_missing_file(tmp_path):
         load_model(tmp_path / "nowhere.safetensors")
 
 
+@pytest.mark.fault
 def test_a_file_cut_anywhere(saved):
     whole = saved[1].read_bytes()
     for cut in [0, 1, 7, 8, 100, *range(1000, len(whole), len(whole) // 10), len(whole) - 1]:
@@ -72,6 +73,7 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", ["pickle", "torch", "pickle 2"])
 def test_a_pickle_is_refused_and_never_executed(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
@@ -98,6 +100,7 @@ def test_a_broken_header(tmp_path, metadata):
         load_model(tmp_path / "a.safetensors")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("paper, kwargs, message", [
     ("os", {}, "there is no paper 'os'"), ("os.system", {}, "there is no paper"),
     ("../cli", {}, "there is no paper"), ("ddpm", {"widht": 8}, "widht"),
@@ -124,6 +127,7 @@ def test_weights_that_do_not_fit(saved):
         load_model(path)
 
 
+@pytest.mark.fault
 def test_a_write_that_fails_leaves_what_was_there(saved, monkeypatch):
     recipe, path = saved
     before = path.read_bytes()

@@ -78,6 +78,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.fault
 def test_leaving_the_loop_saves(tmp_path):
     t = trainer(tmp_path, save_every=100)
     for p in t.run(images().batches(8)):
@@ -94,6 +95,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
     assert t.step == 12
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("when", ["inside a step", "between steps"])
 def test_ctrl_c_saves_a_whole_step_and_says_where(tmp_path, capsys, when):
     t, batches = trainer(tmp_path, save_every=100), images().batches(8)
@@ -135,6 +137,7 @@ def test_training_in_a_thread_needs_no_signals():
     assert len(found[0]) == 2
 
 
+@pytest.mark.fault
 def test_a_second_ctrl_c_does_not_wait_and_keeps_what_was_saved(tmp_path):
     t, batches = trainer(tmp_path), images().batches(8)
 
@@ -161,6 +164,7 @@ def broken(at):
     return Recipe(model, loss, None, (1,))
 
 
+@pytest.mark.fault
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_causes(tmp_path):
     t = trainer(tmp_path)
     good = t.recipe.loss
@@ -178,6 +182,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_causes(tmp_path):
         list(Trainer(broken(2)).run([{"x": torch.zeros(2, 1)}] * 5, 5))
 
 
+@pytest.mark.fault
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """A gradient may be broken where the loss is not."""
     t = trainer(tmp_path)
@@ -198,6 +203,7 @@ def test_two_trainers_do_not_disturb_one_another():
     assert begun + run(first) == alone and first.settings()["precision"] == "no"
 
 
+@pytest.mark.fault
 def test_a_run_is_not_overwritten(tmp_path):
     run(trainer(tmp_path), 4)
     before = (tmp_path / "state.safetensors").read_bytes()
@@ -347,6 +353,7 @@ def test_a_training_free_recipe_has_nothing_to_train():
         Trainer(Recipe(nn.Linear(1, 1), None, None, (1,)))
 
 
+@pytest.mark.fault
 def test_a_torn_log_does_not_stop_a_resume(tmp_path):
     run(trainer(tmp_path), 8)
     log = tmp_path / "log.jsonl"
