@@ -96,7 +96,7 @@ def test_orders():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: noise(torch.zeros(1), -0.1), "std=-0.1 must not be negative"),
-    (lambda: blur(torch.zeros(1, 1, 4, 4), -1), "sigma=-1 must not be negative"),
+    (lambda: blur(torch.zeros(1, 1, 4, 4), -1), "sigma=-1 must be from 0 to 1000 pixels"),
     (lambda: shuffle(numbered(), 1.5), "fraction=1.5 must be between 0 and 1"),
     (lambda: freeze(numbered(), -0.5), "fraction=-0.5 must be between 0 and 1"),
     (lambda: freeze(torch.zeros(2, 1, 8, 8), 0.5), r"x of shape \(2, 1, 8, 8\) must be videos")])
