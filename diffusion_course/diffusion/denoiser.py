@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         weight of each place, broadcast to x0, such as 0 for frames that do not count.
         """
         if x0.ndim < 2:
-            raise ValueError(f"x0 of shape {tuple(x0.shape)} must be a batch: points [B, D], images or videos")
+            raise ValueError(f"x0 of shape {tuple(x0.shape)} must be a batch: points [B, D] or images")
         t = self.draw_t(len(x0), device=x0.device) if t is None else t
         noise = randn_like(x0) if noise is None else noise
         alpha, sigma = self.schedule.at(t, x0)
