@@ -14,6 +14,7 @@ from promises import judged
 from torch import nn
 
 from diffusion_course import papers
+from diffusion_course.classroom import animations, figures
 from diffusion_course.data import captions, media, mnist, sources
 from diffusion_course.data.images import Images
 from diffusion_course.data.moving_mnist import MovingMNIST
@@ -31,7 +32,7 @@ from diffusion_course.diffusion import (
     sde,
 )
 from diffusion_course.diffusion.denoiser import Denoiser
-from diffusion_course.evaluation import corrupt, frechet, measure, tracking
+from diffusion_course.evaluation import clip_probes, corrupt, frechet, measure, probes, tracking
 from diffusion_course.networks.autoencoder import Autoencoder
 from diffusion_course.networks.dit import DiT
 from diffusion_course.networks.text import TextEncoder
@@ -39,6 +40,7 @@ from diffusion_course.networks.tokens import VQAutoencoder
 from diffusion_course.networks.unet import UNet
 from diffusion_course.papers import ddpm, video_diffusion_models
 from diffusion_course.recipe import Count, Recipe
+from diffusion_course.training import checkpoints, runs
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.bad_input
@@ -86,6 +88,8 @@ CODER, TOKENS = Autoencoder(1, 2, 8, 4), VQAutoencoder(1, 4, 8, 4, 16)
 READER = TextEncoder(16, len(captions.VOCABULARY), 12, layers=1)
 X, VIDEO = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 3, 8, 8)
 T, L = torch.full((2,), 0.5), torch.tensor([1, 2])
+PROBE, DIGIT_PROBE = clip_probes.FrameProbe().eval(), probes.DigitProbe().eval()
+SAID = {name: torch.zeros(2, 11) for name in ("digits", "count")}
 FEATURES = torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
 RECIPE = ddpm.recipe(width=8, size=8, num_steps=4, classes=3)
 CLIPS = video_diffusion_models.recipe(width=8, size=8, frames=2)
@@ -213,7 +217,22 @@ CASES = {  # name: what is done with the value, which values, and what a message
     "frame_difference": (tracking.frame_difference, tensors(), ("x",)),
     "diversity": (tracking.diversity, tensors(), ("features",)),
     "measure": (lambda v: measure.measure(v, X, X, X), tensors(), ("samples", "x")),
+    "look": (lambda v: clip_probes.look(PROBE, v), tensors(), ("x",)),
+    "caption_right": (lambda v: clip_probes.caption_right(SAID, v), TEXTS, ("texts", "'", '"')),
+    "reading": (lambda v: probes.reading(DIGIT_PROBE, v), tensors(), ("x",)),
+    # classroom
+    "figures.grid": (lambda v: figures.grid(v, "alt"), tensors(), ("x", "images")),
+    "figures.grid alt": (lambda v: figures.grid(X, v), WORDS, ("alt",)),
+    "figures.grid zoom": (lambda v: figures.grid(X, "alt", zoom=v), REAL, ("zoom",)),
+    "filmstrip": (lambda v: figures.filmstrip({"row": v}, "alt"), tensors(), ("row", "rows")),
+    "compare": (lambda v: figures.compare({"panel": v}, "alt"), tensors(), ("panel", "x", "images")),
+    "animate": (lambda v: animations.animate(v, "alt"), tensors(), ("x", "videos")),
+    "animate fps": (lambda v: animations.animate(VIDEO, "alt", fps=v), REAL, ("fps",)),
     # training
+    "obtain": (checkpoints.obtain, WORDS, ("no",)),
+    "locate": (checkpoints.locate, WORDS, ("'", '"')),
+    "begin": (lambda v: runs.begin(v, "run", "smoke", "digits", cpu=True), WORDS, ("paper",)),
+    "begin preset": (lambda v: runs.begin("ddpm", "run", v, "digits", cpu=True), WORDS, ("preset",)),
     "batch": (lambda v: trained({"x": v}), tensors(), ("x", "x0", "images", "height", "batch", "loss")),
     "lr": (lambda v: Trainer(ddpm.recipe(width=8, size=8), lr=v, cpu=True), REAL, ("lr",)),
     "steps": (lambda v: Trainer(ddpm.recipe(width=8, size=8), steps=v, cpu=True), SMALL, ("steps",)),

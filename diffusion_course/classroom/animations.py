@@ -48,6 +48,7 @@ def movie(draw: Callable, times: Sequence, alt: str, fps: float = 10, width: flo
 
 def held(frames: np.ndarray, fps: float, seconds: float = 1.5) -> np.ndarray:
     """Repeat the last frame, so that one sees where it ended."""
+    media.check_fps(fps)
     return np.concatenate([frames, frames[-1:].repeat(round(seconds * fps), axis=0)])
 
 
@@ -57,6 +58,7 @@ def encoded(frames: np.ndarray, alt: str, fps: float, zoom: float = 1, format: s
 
     if format not in ("gif", "mp4"):
         raise ValueError(f"format={format!r} must be gif or mp4")
+    media.check_fps(fps)
     out = io.BytesIO()
     if format == "gif":
         imageio.imwrite(out, frames, extension=".gif", duration=1000 / fps, loop=0)

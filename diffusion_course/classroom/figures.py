@@ -137,6 +137,10 @@ def filmstrip(rows: dict[str, Tensor], alt: str, titles: Iterable[str] = (), siz
 
     A video [C, F, H, W] becomes a row by `video.transpose(0, 1)`.
     """
+    for label, images in rows.items():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+            raise ValueError(f"{label} of shape {tuple(images.shape)} must be images [K, 1 or 3, H, W]; a "
+                             "video [C, F, H, W] becomes them by video.transpose(0, 1)")
     lengths = {label: len(images) for label, images in rows.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"every row needs as many images as the others, got {lengths}")
@@ -169,6 +173,8 @@ def compare(panels: dict[str, Tensor], alt: str, columns: int | None = None, siz
     """Grids of images side by side under their titles, {title: [N, C, H, W]}; size is inches per grid."""
     with styled(size * len(panels), size + 0.3) as fig:
         for (title, images), ax in zip(panels.items(), fig.subplots(1, len(panels), squeeze=False)[0]):
+            if images.ndim != 4:
+                raise ValueError(f"{title} of shape {tuple(images.shape)} must be images [N, C, H, W]")
             ax.imshow(media.grid(images, columns))
             ax.set_title(title)
             ax.axis("off")

@@ -39,13 +39,18 @@ def check_format(path: str | Path, video: bool) -> Path:
     return path
 
 
+def check_fps(fps: float) -> None:
+    """A ValueError unless frames can follow one another as fast."""
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps={fps} must be from 1 to 1000")
+
+
 def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:
     """Samples in [-1, 1] to a .png grid of images, a .gif or .mp4 grid of videos, or as numbers to .npy."""
     import imageio.v3 as imageio
 
     path = check_format(path, video=x.ndim == 5)
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps={fps} must be from 1 to 1000")
+    check_fps(fps)
     suffix = path.suffix.lower()
     with whole(path) as part:
         if suffix == ".npy":

@@ -99,6 +99,9 @@ def sized(x: Tensor) -> Tensor:
 @torch.no_grad()
 def look(probe: Probe, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Features [N, 64] and answers of images or videos of any size, on the device of the probe."""
+    if x.ndim != 4 + isinstance(probe, VideoProbe) or not x.numel() or x.dtype != torch.float32:
+        kind = "videos" if isinstance(probe, VideoProbe) else "images"
+        raise ValueError(f"x must be {kind}, one at least, got {x.dtype} {tuple(x.shape)}")
     device = next(probe.parameters()).device
     seen = [probe(sized(part.to(device))) for part in x.split(128)]
     return (torch.cat([features for features, _ in seen]).cpu(),

@@ -56,13 +56,19 @@ def train_probe(data: Images, epochs: int = 8, batch_size: int = 256, lr: float 
 @torch.no_grad()
 def features(probe: DigitProbe, x: Tensor) -> Tensor:
     """What the probe's last layer sees in images [N, 1, 32, 32]: [N, 512], for Frechet distances."""
-    return torch.cat([probe.body(part) for part in x.split(1000)])
+    return torch.cat([probe.body(part) for part in checked(x).split(1000)])
 
 
 @torch.no_grad()
 def probabilities(probe: DigitProbe, x: Tensor) -> Tensor:
     """What the probe reads in images [N, 1, 32, 32]: [N, 10]."""
-    return torch.cat([probe(part).softmax(1) for part in x.split(1000)])
+    return torch.cat([probe(part).softmax(1) for part in checked(x).split(1000)])
+
+
+def checked(x: Tensor) -> Tensor:
+    if x.shape[1:] != (1, 32, 32) or not len(x) or x.dtype != torch.float32:
+        raise ValueError(f"x must be images [N, 1, 32, 32], one at least, got {x.dtype} {tuple(x.shape)}")
+    return x
 
 
 def accuracy(probe: DigitProbe, data: Images) -> float:

@@ -3,6 +3,7 @@
 The JSON says which paper file and which keyword arguments make the recipe, so that a file is all one needs.
 """
 import json
+import os
 import platform
 import re
 from contextlib import contextmanager
@@ -164,9 +165,9 @@ def obtain(slug: str) -> Path:
 def locate(what: str) -> Path:
     """A model file, the model of a run's folder, or a paper's checkpoint: shipped, else of its last run."""
     path = Path(what)
-    if path.is_dir():
+    if os.path.isdir(what):
         path = path / "model.safetensors"
-    if path.suffix or path.exists():
+    if path.suffix or os.path.exists(path):
         return path
     if what not in papers.names() and what not in SHIPPED:
         raise ValueError(f"{what!r} is neither a checkpoint, nor the folder of a run, nor a paper "
