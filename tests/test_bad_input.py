@@ -182,7 +182,7 @@ CASES = {  # name: what is done with the value, which values, and what a message
     "digits size": (lambda v: mnist.builtin_digits("test", v), st.integers(-3, 40), ("size",)),
     "digits copies": (lambda v: mnist.builtin_digits("train", 8, v), st.integers(-3, 2), ("copies",)),
     "split": (lambda v: mnist.load("digits", v), WORDS, ("split",)),
-    "data by name": (lambda v: sources.load(v, (1, 8, 8)), WORDS, ("data",)),
+    "data by name": (lambda v: sources.load(v, (1, 8, 8)), WORDS, ("data", "digit", "/")),
     "MovingMNIST size": (lambda v: MovingMNIST(n=4, size=v, images=digits()), SMALL, ("size", "digit")),
     "MovingMNIST frames": (lambda v: MovingMNIST(n=4, frames=v, images=digits()), SMALL, ("frames",)),
     "MovingMNIST n": (lambda v: MovingMNIST(n=v, images=digits()), WHOLE, ("n",)),

@@ -41,8 +41,8 @@ def check_format(path: str | Path, video: bool) -> Path:
 
 def check_fps(fps: float) -> None:
     """A ValueError unless frames can follow one another as fast."""
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps={fps} must be from 1 to 1000")
+    if not 0.01 <= fps <= 1000:
+        raise ValueError(f"fps={fps} must be from 0.01 to 1000")
 
 
 def write(path: str | Path, x: Tensor, fps: int = 8, scale: int = 2) -> Path:

@@ -75,8 +75,8 @@ class Denoiser(nn.Module):
 
         weight of each place, broadcast to x0, such as 0 for frames that do not count.
         """
-        if x0.ndim < 2:
-            raise ValueError(f"x0 of shape {tuple(x0.shape)} must be a batch: points [B, D] or images")
+        if x0.ndim < 2 or not x0.is_floating_point():
+            raise ValueError(f"x0 must be points [B, D] or images, got {x0.dtype} {tuple(x0.shape)}")
         t = self.draw_t(len(x0), device=x0.device) if t is None else t
         noise = randn_like(x0) if noise is None else noise
         alpha, sigma = self.schedule.at(t, x0)

@@ -92,7 +92,7 @@ class DiscreteVP(Schedule):
 
     def __init__(self, betas: Tensor):
         super().__init__()
-        if betas.ndim != 1 or not len(betas) or not ((betas >= 0) & (betas <= 1)).all():
+        if betas.ndim != 1 or not len(betas) or betas.is_complex() or not ((betas >= 0) & (betas <= 1)).all():
             raise ValueError(f"betas of shape {tuple(betas.shape)} must be a list of numbers from 0 to 1")
         log_bar = torch.cat([torch.zeros(1).double(), torch.log1p(-betas.double()).cumsum(0)])
         dtype = torch.get_default_dtype()

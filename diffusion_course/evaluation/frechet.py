@@ -16,7 +16,7 @@ Statistics = tuple[Tensor, Tensor]  # mean [D] and covariance [D, D], float64
 
 def statistics(features: Tensor) -> Statistics:
     """Mean [D] and covariance [D, D] of features [N, D], in float64; a ValueError if N < 2 or one is NaN."""
-    if features.ndim != 2 or len(features) < 2:
+    if features.ndim != 2 or len(features) < 2 or not features.numel():
         raise ValueError(f"features of shape {tuple(features.shape)} must be [N, D] with N of two at least; "
                          "flatten what is not a vector, and draw more samples if there are too few")
     features = finite(features).double()

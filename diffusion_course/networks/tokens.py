@@ -82,7 +82,7 @@ class VQAutoencoder(nn.Module):
     def decode(self, index: Tensor) -> Tensor:
         """Images of tokens [B, h, w], or videos of tokens [B, F, h, w]."""
         size = len(self.codebook.codes)
-        if index.dtype != torch.int64 or index.ndim not in (3, 4) or index.numel() and not (
+        if index.dtype != torch.int64 or index.ndim not in (3, 4) or not index.numel() or not (
                 0 <= index.min() and index.max() < size):
             raise ValueError(f"tokens must be int64 [B, (F,) h, w] from 0 to {size - 1}, got {index.dtype} "
                              f"{tuple(index.shape)}")
