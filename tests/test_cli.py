@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -175,7 +176,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path / "cache")
     result = call("doctor")
     assert result.code == 1
-    assert f"FAIL  torch {torch.__version__}\n      -> pip install -U \"torch>=999\"" in result.out
+    assert f"FAIL  torch {metadata.version('torch')}\n      -> pip install -U \"torch>=999\"" in result.out
     assert 'FAIL  no-such-package is missing\n      -> pip install "no-such-package>=2"' in result.out
     assert "cannot be written to" in result.out and "-> set XDG_CACHE_HOME" in result.out
     assert "FAIL  DIFFUSION_COURSE_DATA=/no/such/folder: no such folder\n      -> " in result.out
@@ -294,7 +295,7 @@ def test_the_digits_stand_in_for_mnist():
 
 @pytest.mark.parametrize("args, message", [
     (["nosuch"], "there is no paper 'nosuch'; there are: autoencoder_kl, ddim_guidance"),
-    (["ddpm", "--nosuch"], "No such option: --nosuch"), (["ddpm", "--steps", "0"], "--steps"),
+    (["ddpm", "--nosuch"], "No such option"), (["ddpm", "--steps", "0"], "--steps"),
     (["ddpm", "--steps", "-3"], "--steps"), (["ddpm", "--steps", "x"], "--steps"),
     (["ddpm", "--batch-size", "0"], "--batch-size"), (["ddpm", "--accumulate", "0"], "--accumulate"),
     (["ddpm", "--save-and-sample-every", "0"], "--save-and-sample-every"),

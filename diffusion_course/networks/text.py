@@ -141,8 +141,9 @@ class PretrainedText(nn.Module):
         try:
             config = transformers.AutoConfig.from_pretrained(name, **safe)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, **safe)
-            kind = getattr(transformers, ENCODERS.get(config.model_type, "AutoModel"))
-            model, info = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **safe)
+            kind = ENCODERS.get(config.model_type, "AutoModel")
+            model, info = getattr(transformers, kind).from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, **safe)
         except OSError as error:
             hub = "the cache of the Hugging Face hub" if offline else "the Hugging Face hub"
             where = f"{Path(name).resolve()}" + ("" if Path(name).is_dir() else f" (no folder) and in {hub}")
@@ -150,7 +151,7 @@ class PretrainedText(nn.Module):
                                     "*.safetensors (pickled ones are refused); looked in "
                                     f"{where}: {error}") from error
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-        if missing or model.config.is_encoder_decoder:
+        if missing or kind == "AutoModel" and config.is_encoder_decoder:
             raise ValueError(f"name={str(name)!r} is no text encoder (missing weights: {missing}); "
                              "choose a T5, a CLIP or one like BERT")
         words, rows = len(self.tokenizer), model.config.vocab_size

@@ -60,9 +60,11 @@ class LossModule(nn.Module):
 def leave(state) -> None:
     """Close the group of processes.
 
-    DDP keeps the group's threads alive.  One that frees a tensor of Python's needs the interpreter for it,
-    and aborts the process if that is ending by then; so they are let run before it ends.
+    Its threads need the interpreter to free a tensor of Python's.  Before: PyTorch may wait for them while it
+    closes the group, holding the interpreter.  After: DDP may keep them alive, and one that comes when the
+    interpreter is ending aborts the process.  So they are let run twice.
     """
+    time.sleep(0.1)
     state.destroy_process_group()
     time.sleep(0.1)
 

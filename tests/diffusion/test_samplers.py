@@ -117,7 +117,7 @@ def test_steps_on_the_straight_path_are_diffusers_flow_matching(step, scheduler)
     reference = getattr(diffusers, scheduler)()
     noise = x = torch.randn(2, 1, 8, 8)
     if scheduler.startswith("FlowMatchEuler"):
-        reference.set_timesteps(sigmas=torch.linspace(1, 0, 21)[:-1].tolist())
+        reference.set_timesteps(sigmas=torch.linspace(1, 0, 21)[:-1].numpy())
         times = torch.linspace(1, 0, 21)
     else:
         reference.set_timesteps(20)
