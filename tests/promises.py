@@ -31,7 +31,8 @@ def judged(call, *names: str, where: str = PACKAGE):
         return call()
     except (ValueError, OSError, IndexError, NonFiniteLoss, OutOfMemory) as error:
         text, last = str(error), traceback.extract_tb(error.__traceback__)[-1]
-        assert last.filename.startswith(where), f"raised inside {last.filename}:{last.lineno}: {text}"
-        assert any(re.search(rf"(?<!\w){re.escape(name)}", text) for name in names), (
+        ours = last.filename.startswith(where) and "raise " in (last.line or "")
+        assert ours, f"not raised by us, but in {last.filename}:{last.lineno}: {text}"
+        assert any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names), (
             f"the message names none of {names}: {text}")
         assert len(text) < 2000, f"a message of {len(text)} characters: {text[:300]}"

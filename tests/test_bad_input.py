@@ -165,17 +165,17 @@ CASES = {  # name: what is done with the value, which values, and what a message
     "follow window": (lambda v: schemes.follow(schemes.hierarchy, lambda noise, *_: noise, VIDEO, None, v),
                       SMALL, ("window", "step")),
     # recipes
-    "draw n": (lambda v: RECIPE.draw(v, 0, steps=1), SMALL, ("n",)),
+    "draw n": (lambda v: RECIPE.draw(v, 0, steps=1), SMALL, ("n", "label")),
     "draw steps": (lambda v: RECIPE.draw(2, 0, steps=v, label=L), SMALL, ("steps",)),
     "draw label": (lambda v: RECIPE.draw(2, 0, steps=1, label=v), tensors(), ("label",)),
     "draw scale": (lambda v: RECIPE.draw(2, 0, steps=1, label=L, scale=v), REAL, ("scale",)),
     "draw frames": (lambda v: CLIPS.draw(1, 0, steps=1, frames=v), st.integers(-3, 5), ("frames",)),
     "draw start": (lambda v: CLIPS.draw(2, 0, steps=1, frames=4, start=v), tensors(), ("start",)),
     # data
-    "tokens": (captions.tokens, TEXTS, ("words", "caption", "'")),
+    "tokens": (captions.tokens, TEXTS, ("words", "caption", "is")),
     "tokens words": (lambda v: captions.tokens(["a seven"], v), WHOLE, ("words",)),
     "tokens length": (lambda v: captions.tokens(["a seven"], length=v), SMALL, ("length", "words")),
-    "parse": (captions.parse, WORDS, ("'", '"')),
+    "parse": (captions.parse, WORDS, ("is",)),
     "words": (captions.words, tensors(), ("tokens",)),
     "Actor digit": (lambda v: captions.Actor(v), WHOLE, ("digit",)),
     "Actor direction": (lambda v: captions.Actor(1, v), WORDS, ("direction",)),
@@ -218,7 +218,7 @@ CASES = {  # name: what is done with the value, which values, and what a message
     "diversity": (tracking.diversity, tensors(), ("features",)),
     "measure": (lambda v: measure.measure(v, X, X, X), tensors(), ("samples", "x")),
     "look": (lambda v: clip_probes.look(PROBE, v), tensors(), ("x",)),
-    "caption_right": (lambda v: clip_probes.caption_right(SAID, v), TEXTS, ("texts", "'", '"')),
+    "caption_right": (lambda v: clip_probes.caption_right(SAID, v), TEXTS, ("texts", "is")),
     "reading": (lambda v: probes.reading(DIGIT_PROBE, v), tensors(), ("x",)),
     # classroom
     "figures.grid": (lambda v: figures.grid(v, "alt"), tensors(), ("x", "images")),
@@ -230,7 +230,7 @@ CASES = {  # name: what is done with the value, which values, and what a message
     "animate fps": (lambda v: animations.animate(VIDEO, "alt", fps=v), REAL, ("fps",)),
     # training
     "obtain": (checkpoints.obtain, WORDS, ("no",)),
-    "locate": (checkpoints.locate, WORDS, ("'", '"')),
+    "locate": (checkpoints.locate, WORDS, ("is",)),
     "begin": (lambda v: runs.begin(v, "run", "smoke", "digits", cpu=True), WORDS, ("paper",)),
     "begin preset": (lambda v: runs.begin("ddpm", "run", v, "digits", cpu=True), WORDS, ("preset",)),
     "batch": (lambda v: trained({"x": v}), tensors(), ("x", "x0", "images", "height", "batch", "loss")),

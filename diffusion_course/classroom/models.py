@@ -1,5 +1,6 @@
 """The trained models that lessons start from, and the studies that take too long to run again."""
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def trained(slug: str, device: torch.device) -> Path:
 def facts(path: Path) -> str:
     """How the model of a checkpoint was trained and, where its card says it, how well it can be read."""
     card = path.with_suffix(".json")
-    known = checkpoints.read_header(path) | (json.loads(card.read_text()) if card.exists() else {})
-    said = f"{known['step']} steps of {known['batch_size']} on {known['data']}"
+    known = checkpoints.read_header(path)
+    with suppress(OSError, ValueError, TypeError):             # a card that cannot be read says nothing
+        known = known | json.loads(card.read_text())
+    said = f"{known.get('step')} steps of {known.get('batch_size')} on {known.get('data')}"
     if before := known.get("init"):
-        said += f", begun with the weights of {before['checkpoint']} after {before['steps']} steps"
+        said += f", begun with the weights of {before.get('checkpoint')} after {before.get('steps')} steps"
     for sampler, reading in list(known.get("readings", {}).items())[:1]:
         said += f", {reading['confident']:.0%} of {reading['n']} samples can be read ({sampler} steps)"
     return said

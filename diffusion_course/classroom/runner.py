@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..data.files import whole
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EMBEDDED = re.compile(r"data:(image/gif|video/mp4);base64,([A-Za-z0-9+/=\s]+)")
 
@@ -65,7 +67,8 @@ def run(path: str | Path, out: str | Path = "runs/lessons", preset: str | None =
         print(f"stopped; the notebook up to there is {written}", file=sys.stderr)
         raise
     finally:
-        nbformat.write(clean(nb), written)
+        with whole(written) as part:
+            nbformat.write(clean(nb), part)
         figures = write_figures(nb, written.with_suffix(""))
     return Run(written, figures, (time.monotonic() - began) / 60)
 
@@ -158,5 +161,6 @@ def write_figures(nb, folder: Path) -> list[Path]:
     paths = []
     for number, (kind, content) in enumerate(pictures(nb), 1):
         paths.append(folder / f"{number:02}.{kind}")
-        paths[-1].write_bytes(content)
+        with whole(paths[-1]) as part:
+            part.write_bytes(content)
     return paths

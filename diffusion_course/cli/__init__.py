@@ -143,7 +143,8 @@ app.add_typer(training, name="train")
 @app.command()
 def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
                                                help="A model file, the folder of a run, or a paper.")],
-           num: Annotated[Optional[int], typer.Option(min=1, help="Default: 64 images, 16 videos.")] = None,
+           num: Annotated[Optional[int], typer.Option(
+               min=1, max=1_000_000, help="Default: 64 images, 16 videos.")] = None,
            steps: Annotated[Optional[int], typer.Option(min=1, help="Default: 50, or all there are.")] = None,
            sampler: Annotated[Optional[str], typer.Option(help=", ".join(SAMPLERS))] = None,
            scale: Annotated[Optional[float], typer.Option(help="Guidance; 1 = none.")] = None,
@@ -196,7 +197,10 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
             raise BadParameter(f"{label} must be in 0 ... {classes - 1}", param_hint="--label")
         options["label"].fill_(label)
     began = time.monotonic()
-    written = media.write(out, recipe.draw(num, seed, **options))
+    x = recipe.draw(num, seed, **options)
+    if not x.isfinite().all():
+        raise ValueError(f"{path}: its samples are not finite; it, or what was chosen, is no good")
+    written = media.write(out, x)
     print(f"{num} samples of {recipe.origin.paper} in {time.monotonic() - began:.1f} s -> {written}")
 
 
@@ -272,7 +276,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, OverflowError, MemoryError) as error:
         if "--traceback" in sys.argv or not str(error):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 import gzip
 import hashlib
 import os
-import time
+import threading
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -14,6 +14,7 @@ REPOSITORY = "diffusion-course/diffusion-course"  # of the course, on GitHub
 REF = "main"  # its branch; a fork changes both by `diffusion-course badges`
 CHUNK = 1 << 16
 LARGEST = 1 << 30  # bytes; no file of the course is larger
+UNPACKED = 1 << 28  # bytes of such a file when it is gunzipped
 SLOWEST = 1000  # bytes per second; a mirror that is slower counts as dead
 
 
@@ -58,22 +59,21 @@ def blocks(path: Path, unzip: bool = True) -> Iterator[bytes]:
         zipped = unzip and file.read(2) == b"\x1f\x8b"
         file.seek(0)
         source = gzip.GzipFile(fileobj=file) if zipped else file
+        total = 0
         try:
             while block := source.read(CHUNK):
+                total += len(block)
+                if zipped and total > UNPACKED:
+                    raise ValueError(f"{path}: more than {UNPACKED} bytes when unpacked; none here has that")
                 yield block
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             fault = f"not a whole gzip file ({error}); delete it to fetch it again"
             raise ValueError(f"{path}: {fault}") from error
 
 
-def decompressed(path: Path, most: int = 1 << 28) -> bytes:
-    """The bytes of a file, gunzipped if it is gzipped; a ValueError names one broken or huge."""
-    found = bytearray()
-    for block in blocks(path):
-        found += block
-        if len(found) > most:
-            raise ValueError(f"{path}: more than {most} bytes when unpacked; no file here is so large")
-    return bytes(found)
+def decompressed(path: Path) -> bytes:
+    """The bytes of a file, gunzipped if it is gzipped; a ValueError names a file broken or huge."""
+    return b"".join(blocks(path))
 
 
 def sha256_of(path: Path) -> str:
@@ -124,10 +124,38 @@ def fetch(urls: list[str], path: Path, md5: str | None = None, *, sha256: str | 
 
 
 def receive(url: str, part: Path, timeout: float) -> None:
-    """Append what is missing of url to part."""
-    from tqdm import tqdm
+    """Append what is missing of url to part; an OSError if that comes too slowly.
+
+    In a thread of its own, as a server may keep the reading of its answer's head from ever ending.
+    """
+    failed, stop = [], threading.Event()
+
+    def work():
+        try:
+            append(url, part, timeout, stop)
+        except Exception as error:
+            failed.append(error)
 
     part.parent.mkdir(parents=True, exist_ok=True)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        size, window = -1, 2 * timeout                         # a silence is told by itself, after one
+        while thread.is_alive():
+            thread.join(window)
+            before, size = size, part.stat().st_size if part.exists() else 0
+            if thread.is_alive() and size - max(before, 0) < SLOWEST * window:
+                raise OSError(f"too slow: {size} bytes after {size - max(before, 0)} in {window:g} seconds")
+    finally:
+        stop.set()                                             # also when the user interrupts it
+    if failed:
+        raise failed[0]
+
+
+def append(url: str, part: Path, timeout: float, stop: threading.Event) -> None:
+    """The same, until stop is set."""
+    from tqdm import tqdm
+
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "diffusion-course"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -141,17 +169,15 @@ def receive(url: str, part: Path, timeout: float) -> None:
             have = 0
         length = int(response.headers.get("Content-Length") or 0)
         bar = tqdm(total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem)
-        began = time.monotonic()
+        if stop.is_set():
+            return
         with bar, part.open("ab" if have else "wb") as file:
-            while block := response.read1(CHUNK):
+            while not stop.is_set() and (block := response.read1(CHUNK)) and not stop.is_set():
                 file.write(block)
+                file.flush()
                 bar.update(len(block))
-                seconds = time.monotonic() - began
-                if seconds > timeout and (bar.n - have) / seconds < SLOWEST:
-                    raise OSError(f"too slow: {bar.n - have} bytes in {seconds:.0f} seconds")
                 if bar.n > LARGEST:
                     raise ValueError(f"it goes on after {bar.n} bytes; no file of the course is that large")
-            file.flush()
             os.fsync(file.fileno())
     if length and part.stat().st_size < have + length:
         raise OSError(f"the connection closed after {part.stat().st_size} of {have + length} bytes")

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
@@ -27,7 +29,16 @@ def whole(path: str | Path) -> Iterator[Path]:
                       "what was there before is unchanged") from error
 
 
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """No other process reads and writes path in such a block meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
+        yield
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what a process that was killed left half written; no other may be writing there."""
     for part in folder.glob(".*.part*"):
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink(missing_ok=True)

@@ -51,6 +51,9 @@ class Images:
         """At index, [B] or a slice: x float [B, C, H, W] in [-1, 1], and label [B] and text [B, L] if any."""
         if isinstance(index, Tensor) and (index.is_floating_point() or index.is_complex() or index.ndim > 1):
             raise IndexError(f"index must be a row of whole numbers, not {index.dtype} {tuple(index.shape)}")
+        if isinstance(index, Tensor) and index.dtype != torch.bool and index.numel() and not (
+                -len(self) <= index.min() and index.max() < len(self)):
+            raise IndexError(f"index goes from {index.min()} to {index.max()}; there are {len(self)} items")
         batch = {"x": self.pixels[index].float() / 127.5 - 1}
         named = {"label": self.labels, "text": self.text}
         return batch | {name: values[index] for name, values in named.items() if values is not None}

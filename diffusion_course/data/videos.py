@@ -1,8 +1,9 @@
 """Videos from files: folders of GIFs, films and numbered frames, and the original Moving MNIST."""
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .download import DownloadError, cache_folder, fetch, given_folder
-from .images import EXTENSIONS, Images, check_picture, check_size, squared
+from .images import EXTENSIONS, LARGEST, Images, check_picture, check_size, squared
 
 FILMS = (".mp4", ".mov", ".avi", ".webm")                      # ffmpeg reads these, Pillow the rest
 GRAY = torch.tensor([0.299, 0.587, 0.114])                     # as bright as red, green and blue seem
@@ -40,8 +41,8 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
     from tqdm import tqdm
 
     for name, value in {"size": size, "frames": frames, "stride": stride}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+        if not 1 <= value <= 100_000:
+            raise ValueError(f"{name}={value} must be from 1 to 100,000")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
     if short not in ("loop", "pad"):
@@ -49,7 +50,7 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
     folder = Path(folder).resolve()
     clips, pixels = clips_in(folder), []
     for files in tqdm(clips.values(), folder.name, leave=False, disable=len(clips) <= 50):
-        x = [prepared(picture, size, channels) for picture in pictures_of(files, frames, stride)]
+        x = pictures_of(files, frames, stride, size, channels)
         place = [i % len(x) if short == "loop" else min(i, len(x) - 1) for i in range(frames)]
         pixels.append(torch.stack([x[i] for i in place], dim=1))               # [C, F, H, W]
     classes = sorted({path.parent for path in clips})
@@ -59,7 +60,7 @@ def video_folder(folder: str | Path, size: int = 32, frames: int = 16, channels:
 
 def film(path: str | Path, size: int = 32, channels: int = 1, most: int = 16) -> Tensor:
     """The first frames, at most so many, of a picture, a GIF or a film: [C, F, size, size] in [-1, 1]."""
-    x = [prepared(picture, size, channels) for picture in pictures_of([Path(path)], most, 1)]
+    x = pictures_of([Path(path)], most, 1, size, channels)
     return torch.stack(x, dim=1).float() / 127.5 - 1
 
 
@@ -89,34 +90,45 @@ def clips_in(folder: Path) -> dict[Path, list[Path]]:
     return {path: clips[path] for path in sorted(clips, key=natural)}
 
 
-def pictures_of(files: list[Path], count: int, stride: int) -> list[np.ndarray]:
-    """Every stride-th picture, count at most, of a film or of files that have one each."""
+def pictures_of(files: list[Path], count: int, stride: int, size: int, channels: int) -> list[Tensor]:
+    """Every stride-th picture, count at most, of a film or of files that have one each; all of one size.
+
+    Each is made small as it comes: the large ones of a clip may not fit into memory.
+    """
     if len(files) == 1:
-        found = list(islice(pictures(files[0]), 0, (count - 1) * stride + 1, stride))
+        chosen = islice(pictures(files[0]), 0, (count - 1) * stride + 1, stride)
+        of = repeat(files[0])
     else:
-        found = [next(pictures(file)) for file in files[::stride][:count]]
+        of = files[::stride][:count]
+        chosen = (next(pictures(file)) for file in of)
+    found, first = [], None
+    for file, picture in zip(of, chosen):
+        if len(found) * picture.size > 32 * LARGEST:
+            raise ValueError(f"{file}: more than {8 * LARGEST} pixels in all; make it smaller or shorter")
+        first = first or picture.shape[:2]
+        if picture.shape[:2] != first:
+            raise ValueError(f"{file}: its height and width are {picture.shape[:2]}, those of "
+                             f"{files[0].name} {first}; the frames of a clip need one size")
+        found.append(prepared(picture, size, channels))
     if not found:
         raise ValueError(f"{files[0]}: no frames in it; get it again or remove it")
-    for file, picture in zip(files[::stride], found):
-        if (here := picture.shape[:2]) != (first := found[0].shape[:2]):
-            raise ValueError(f"{file}: its height and width are {here}, those of {files[0].name} {first}; "
-                             "the frames of a clip need one size")
     return found
 
 
 def pictures(path: Path) -> Iterator[np.ndarray]:
     """The pictures in a file, uint8 [H, W, 3 or 4], one after the other; a ValueError names a bad file."""
     import imageio.v3 as imageio
+    from imageio_ffmpeg import read_frames
     from PIL import Image, ImageOps, ImageSequence
 
     try:
         if path.suffix.lower() in FILMS:
-            if not begins_as_film(path):                       # ffmpeg reads lists of other files, too
-                raise ValueError("it begins like no film")
+            kind = ["-f", kind_of_film(path)]                  # else ffmpeg may follow a list to other files
             if cut_off(path):
                 raise ValueError("truncated; get it again")
-            check_size(*imageio.immeta(path, plugin="FFMPEG")["size"])
-            yield from imageio.imiter(path, plugin="FFMPEG")
+            with closing(read_frames(path, input_params=kind)) as found:
+                check_size(*next(found)["size"])
+            yield from imageio.imiter(path, plugin="FFMPEG", input_params=kind)
         else:
             check_picture(path)
             with Image.open(path) as image:                    # imageio fails where palettes differ
@@ -127,12 +139,17 @@ def pictures(path: Path) -> Iterator[np.ndarray]:
         raise ValueError(f"{path}: not a readable video or frame ({reason})") from error
 
 
-def begins_as_film(path: Path) -> bool:
-    """Whether it is an AVI, a WebM, or boxes as of an MP4."""
+def kind_of_film(path: Path) -> str:
+    """How ffmpeg is to read it, by what it begins with: an AVI, a WebM, or boxes as of an MP4."""
     with path.open("rb") as file:
         head = file.read(12)
-    return head[:4] in (b"RIFF", b"\x1aE\xdf\xa3") or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide",
-                                                                      b"free", b"skip")
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        return "avi"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov"
+    raise ValueError("it begins like no film")
 
 
 def cut_off(path: Path) -> bool:
@@ -161,6 +178,8 @@ def captions_of(clips: list[Path]) -> list[str] | None:
     captions = []
     for file in files if any(file.is_file() for file in files) else ():
         try:
+            if file.exists() and not file.is_file() or file.is_file() and file.stat().st_size > 100_000:
+                raise OSError("it is no file of a caption's length")
             captions.append(" ".join(file.read_text(encoding="utf-8-sig").split()))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: no readable caption ({error}); all clips need one, or none") from error

@@ -1,9 +1,10 @@
 """The leaderboard: one line of JSON per trained model, which only `diffusion-course evaluate` writes."""
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from ..data.files import whole
+from ..data.files import alone_with, whole
 from ..training import checkpoints
 
 Row = dict[str, Any]
@@ -19,10 +20,12 @@ def read(path: str | Path | None = None) -> list[Row]:
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             rows.append(json.loads(line))
-            if not isinstance(rows[-1]["metrics"]["frechet"]["value"], float):
+            if not math.isfinite(rows[-1]["metrics"]["frechet"]["value"]):
                 raise TypeError("its Frechet distance is no number")
-            cells(rows[-1])                                    # all that a table needs is there
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if not all(word.isprintable() for word in (rows[-1]["model"], rows[-1]["data"])):
+                raise TypeError("its names cannot be printed")
+            cells(rows[-1]), [int(side) for side in rows[-1]["shape"]]         # all that a table needs
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: not a row of a leaderboard ({error}); delete the line "
                              "and evaluate that model again") from error
     return rows
@@ -31,12 +34,13 @@ def read(path: str | Path | None = None) -> list[Row]:
 def add(row: Row, path: str | Path) -> Path:
     """Put a row in the place of that of the same model, data and sampling, or at the end."""
     path = Path(path)
-    rows = read(path) if path.exists() else []
     key = lambda row: [row.get(name) for name in ("model", "data", "sampling", "n", "seed")]
-    place = next((i for i, other in enumerate(rows) if key(other) == key(row)), len(rows))
-    rows[place:place + 1] = [row]
-    with whole(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with alone_with(path):
+        rows = read(path) if path.exists() else []
+        place = next((i for i, other in enumerate(rows) if key(other) == key(row)), len(rows))
+        rows[place:place + 1] = [row]
+        with whole(path) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..classroom.exercise import Exercise, Question, judge
-from ..data.files import whole
+from ..data.files import alone_with, whole
 
 _hints_given: Counter = Counter()
 
@@ -120,5 +120,8 @@ def remember(key: str) -> None:
         path = progress_file()
     except RuntimeError as error:                              # there is no home folder
         raise OSError(str(error)) from error
-    with whole(path) as part:
-        part.write_text(json.dumps({"solved": sorted(solved() | {key})}))
+    with alone_with(path):                                     # several notebooks may be open
+        if path.exists():
+            path.read_bytes()                                  # what cannot be read is not written over
+        with whole(path) as part:
+            part.write_text(json.dumps({"solved": sorted(solved() | {key})}))

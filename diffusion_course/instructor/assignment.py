@@ -13,6 +13,7 @@ from .. import __version__, exercises
 from ..classroom.curriculum import Lesson, find
 from ..classroom.exercise import Exercise, Question
 from ..data.download import REF, REPOSITORY
+from ..data.files import whole
 
 MARK = re.compile(r"(?:# (exercise|check)|<!-- (question)) (\d+\.\w+)")
 CONFIG = '''"""How nbgrader grades in this folder: written by `diffusion-course assignment`."""
@@ -103,9 +104,10 @@ def write(lessons: Iterable[str], out: Path) -> list[Path]:
         if path.exists():
             raise ValueError(f"{path} is there already; move it away, or choose another --out")
     for path, nb in notebooks.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(nb, path)
+        with whole(path) as part:
+            nbformat.write(nb, part)
     config = out / "nbgrader_config.py"
     if not config.exists():
-        config.write_text(CONFIG)
+        with whole(config) as part:
+            part.write_text(CONFIG)
     return [*notebooks, config]

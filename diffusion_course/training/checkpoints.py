@@ -2,7 +2,9 @@
 
 The JSON says which paper file and which keyword arguments make the recipe, so that a file is all one needs.
 """
+import inspect
 import json
+import math
 import os
 import platform
 import re
@@ -21,6 +23,7 @@ from ..recipe import Recipe
 from .shipped import SHIPPED, file_of, shipped
 
 KEY = "diffusion_course"  # of our JSON in the file's metadata
+LARGEST = 1 << 26  # numbers in a table that a header may ask for
 FIELDS = {"paper": str, "kwargs": dict, "kind": str, "step": int, "data": str, "preset": str, "init": dict,
           "settings": dict, "ema_updates": int, "minutes": float, "batch_size": int, "metrics": dict}
 
@@ -91,6 +94,8 @@ def header_of(file, path) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if name in header and not isinstance(header[name], (kind, int) if kind is float else kind):
             raise CheckpointError(f"{path}: its header's {name} is {header[name]!r:.80}, no {kind.__name__}")
+        if kind in (int, float) and not 0 <= header.get(name, 0) < math.inf:
+            raise CheckpointError(f"{path}: its header's {name} is {header[name]!r:.80}, not 0 or more")
     return header
 
 
@@ -99,6 +104,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
     own = model.state_dict()
     faults = [f"{name} is missing" for name in own if name not in tensors]
     faults += [f"{name} is not in the model" for name in tensors if name not in own]
+    faults += [f"{name} is {tensors[name].dtype}" for name in own if name in tensors
+               and tensors[name].is_complex() != own[name].is_complex()]
     faults += [f"{name} is {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
                for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if faults:
@@ -215,6 +222,8 @@ def fetch_part(part: dict[str, str], path: str | Path) -> Recipe:
         except FileNotFoundError as error:
             tried.append(str(error))
             continue
+        except RecursionError as error:
+            raise CheckpointError(f"{path}: it was trained with itself, says its header") from error
         if found.checkpoint["sha256"] == part.get("sha256"):
             return found
         tried.append(f"{find(name)} has SHA-256 {found.checkpoint['sha256']}")
@@ -243,13 +252,22 @@ def at_most(weights: int):
 def rebuild(header: dict[str, Any], path: str | Path, weights: int) -> Recipe:
     """The recipe that a header names, if it has no more than so many weights."""
     name, kwargs = header.get("paper"), header.get("kwargs")
-    if not isinstance(name, str) or not isinstance(kwargs, dict):
-        raise CheckpointError(f"{path}: its header names no paper and keyword arguments")
+    if name not in papers.names() or not isinstance(kwargs, dict):
+        raise CheckpointError(f"{path}: its header names no paper and keyword arguments: there is no paper "
+                              f"{name!r:.80}")
+    if surplus := set(kwargs) - set(inspect.signature(papers.module(name).recipe).parameters):
+        raise CheckpointError(f"{path}: its recipe {name} has no argument {sorted(surplus)[0]!r:.80}")
+    counts = sorted(value for value in kwargs.values() if isinstance(value, int)) or [0]
+    if math.prod(counts[-2:]) > LARGEST:                       # of tables that are no weights
+        raise CheckpointError(f"{path}: its recipe {name} counts to {counts[-2:]}; no model here is so large")
     kwargs = {key: fetch_part(value, path) if isinstance(value, dict) and "checkpoint" in value else value
               for key, value in kwargs.items()}
     try:
         with at_most(weights):
-            return papers.module(name).recipe(**kwargs)
+            made = papers.module(name).recipe(**kwargs)
+        if max(math.prod(made.item), math.prod(made.shape)) > LARGEST // 16:
+            raise ValueError(f"its samples are {list(made.item)}")
+        return made
     except Exception as error:                                 # a foreign file may ask for anything
         raise CheckpointError(f"{path}: its recipe {name}({kwargs!s:.500}) cannot be made: "
                               f"{error}") from error

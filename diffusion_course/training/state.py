@@ -2,12 +2,14 @@
 
 Random state is not among it: all random numbers of a step are a function of (seed, step).
 """
+import errno
 import json
 import math
 from pathlib import Path
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
+from torch import Tensor
 
 from ..data import files
 from . import checkpoints
@@ -45,10 +47,24 @@ def alone_in(folder: Path) -> BaseFileLock | None:
     except Timeout:
         raise ValueError(f"{folder}: another process is training there; wait for it, or choose another "
                          "folder (--out)") from None
-    except NotImplementedError:                                # a file system without locks
-        return None
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOLCK) not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return None                                            # a file system without locks
     files.remove_parts(folder)
+    files.remove_parts(folder / "samples")
     return lock
+
+
+def check_unchanged(trainer) -> None:
+    """A ValueError if the folder holds a run that is not the one that this trainer saved or resumed."""
+    path = trainer.folder / "state.safetensors"
+    step = checkpoints.read_header(path).get("step") if path.exists() else None
+    if step is not None and trainer.saved is None:
+        raise ValueError(f"{trainer.folder} already holds a run; resume() goes on with it, "
+                         "or choose another folder")
+    if step is not None and step != trainer.saved:
+        raise ValueError(f"{trainer.folder}: another process went on to step {step} since; resume() again")
 
 
 def load(trainer) -> None:
@@ -57,6 +73,8 @@ def load(trainer) -> None:
     tensors, header = checkpoints.read(path)
     if header.get("kind") != "state":
         raise CheckpointError(f"{path}: not a training state (it is a {header.get('kind')} checkpoint)")
+    if header.get("step", 0) > (trainer.total or 10**7):
+        raise CheckpointError(f"{path}: it says that it is of step {header['step']}, which was never planned")
     if missing := {"paper", "kwargs", "settings", "step", "ema_updates", "minutes"} - set(header):
         raise CheckpointError(f"{path}: its header lacks {', '.join(sorted(missing))}")
     mine = trainer.settings() | checkpoints.origin_header(trainer.recipe)
@@ -71,10 +89,10 @@ def load(trainer) -> None:
 
     checkpoints.load_weights(trainer.recipe.model, part("model."), path)
     checkpoints.load_weights(trainer.ema.average, part("ema."), path)
+    check_optimizer(trainer, part("optimizer."), path)
     for name, x in part("optimizer.").items():
         name, _, key = name.rpartition("/")
-        if (p := trainer.weights.get(name)) is None:
-            raise CheckpointError(f"{path}: the optimizer's {name} is no trained weight of the model")
+        p = trainer.weights[name]
         # averages get the memory layout of their weight; AdamW's step counter stays a single number; both are
         # copied, as what was read is mapped from the file, which would stay on the disk
         x = torch.empty_like(p).copy_(x) if x.shape == p.shape else x.to(p.device, copy=True)
@@ -87,13 +105,27 @@ def load(trainer) -> None:
     trainer.losses = losses + [math.nan] * (trainer.step - len(losses))        # where the log was lost
 
 
+def check_optimizer(trainer, found: dict[str, Tensor], path: Path) -> None:
+    """A CheckpointError unless these are AdamW's step and averages of every trained weight.
+
+    Its fused kernel believes their shapes.
+    """
+    expected = {f"{name}/{key}": p.shape if key != "step" else torch.Size()
+                for name, p in trainer.weights.items() for key in ("step", "exp_avg", "exp_avg_sq")}
+    faults = [name for name in expected.keys() ^ found.keys()]
+    faults += [name for name, x in found.items() if name in expected and (
+               x.shape != expected[name] or x.dtype != torch.float32)]
+    if faults:
+        raise CheckpointError(f"{path}: the optimizer's {sorted(faults)[0]} does not fit the model")
+
+
 def read_log(path: str | Path) -> list[float]:
     """The losses of a run, step by step."""
     path, losses = Path(path), []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else (), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.is_file() else (), 1):
         try:
             losses.append(float(json.loads(line)["loss"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise CheckpointError(f"{path}, line {number}: not a loss ({line:.80}); delete the log to go "
                                   "on without it") from None
     return losses

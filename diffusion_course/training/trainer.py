@@ -140,16 +140,15 @@ class Trainer:
         """
         if steps is None and self.total is None:
             raise ValueError("say how many steps: run(batches, steps) or Trainer(recipe, steps=...)")
-        if self.folder and self.saved is None and (self.folder / "state.safetensors").exists():
-            raise ValueError(f"{self.folder} already holds a run; resume() goes on with it, "
-                             "or choose another folder")
         self.accelerator.gradient_accumulation_steps = self.accumulate         # which trainers share, too
         end = self.step + steps if steps is not None else self.total
         batches = batches if hasattr(batches, "__getitem__") else iter(batches)
-        held = alone_in(self.folder) if self.folder and self.main else None
-        shown = Bar(self.step, end) if bar and self.main else None
-        self.recipe.model.train()
+        held, shown = alone_in(self.folder) if self.folder and self.main else None, None
         try:
+            if self.folder and self.main:
+                state.check_unchanged(self)
+            shown = Bar(self.step, end) if bar and self.main else None
+            self.recipe.model.train()
             while self.step < end:
                 began = time.monotonic()
                 with interrupts_held():
@@ -238,12 +237,13 @@ class Trainer:
         if not self.pending:
             return
         new = self.accelerator.reduce(torch.stack(self.pending), "mean").tolist()
-        self.pending.clear()
         first = len(self.losses)
         for step, loss in enumerate(new, first + 1):
             if not math.isfinite(loss):
                 raise self.failure(f"the loss became {loss} at step {step}")
-        self.losses += new
+        with interrupts_held():
+            self.losses += new
+            self.pending.clear()
         if self.tracker:
             for step, loss in enumerate(new, first + 1):
                 self.accelerator.log({"loss": loss}, step=step)

@@ -87,6 +87,19 @@ class Handler(BaseHTTPRequestHandler):
     def away(self):
         self.head(302, Location="/good", Content_Length=0)
 
+    def head_for_ever(self):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for n in range(200):
+            self.wfile.write(b"X-%d: 1\r\n" % n)
+            if self.server.released.wait(0.1):
+                return
+
+    def trailers_for_ever(self):
+        self.head(Transfer_Encoding="chunked")
+        self.wfile.write(b"5\r\nabcde\r\n0\r\n")
+        while not self.server.released.wait(0.1):
+            self.wfile.write(b"X: 1\r\n")
+
     def silent(self):
         pass
 
@@ -202,6 +215,12 @@ def test_a_mirror_that_is_too_slow_is_left_for_the_next_one(server, tmp_path):
     fetch(server.urls("drip", "good"), path, MD5, timeout=0.5)
     assert path.read_bytes() == FILE                           # and what had come in was not fetched again
     assert server.seen[-1][0] == "/good" and int(server.seen[-1][1][6:-1]) > 1
+
+
+@pytest.mark.parametrize("name", ["head_for_ever", "trailers_for_ever"])
+def test_an_answer_whose_head_or_end_never_ends(server, tmp_path, name):
+    assert "too slow: " in refused(server.urls(name), tmp_path / "file.gz")
+    assert fetch(server.urls("good", "good"), tmp_path / "file.gz", MD5).read_bytes() == FILE
 
 
 def test_an_address_may_have_moved(server, tmp_path):

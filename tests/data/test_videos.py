@@ -276,8 +276,8 @@ def test_captions_that_are_missing_or_empty(tmp_path, text, message):
 # ---- what is wrong
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"size": 0}, "size=0 must be at least 1"), ({"frames": 0}, "frames=0 must be at least 1"),
-    ({"stride": 0}, "stride=0 must be at least 1"), ({"channels": 2}, "channels=2 must be 1 or 3"),
+    ({"size": 0}, "size=0 must be from 1 to 100,000"), ({"frames": 0}, "frames=0 must be from 1 to 100,000"),
+    ({"stride": 0}, "stride=0 must be from 1 to 100,000"), ({"channels": 2}, "channels=2 must be 1 or 3"),
     ({"short": "cut"}, "short='cut' must be loop or pad")])
 def test_arguments(tmp_path, arguments, message):
     film(tmp_path / "a.gif", shades(2))

@@ -27,7 +27,7 @@ def test_what_is_added_is_read_again(tmp_path):
     for name in "abc":
         assert leaderboard.add(row(name), path) == path
     assert leaderboard.read(path) == [row(name) for name in "abc"]
-    assert [p.name for p in path.parent.iterdir()] == ["board.jsonl"]
+    assert {p.name for p in path.parent.iterdir()} == {"board.jsonl", ".board.jsonl.lock"}
     assert len(path.read_text().splitlines()) == 3
 
 
@@ -62,7 +62,7 @@ def test_a_row_that_cannot_be_written_leaves_the_board_as_it_was(tmp_path):
     with pytest.raises(TypeError):
         leaderboard.add(row("b", kwargs={"x": object()}), path)
     assert leaderboard.read(path) == [row()]
-    assert [p.name for p in tmp_path.iterdir()] == ["board.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"board.jsonl", ".board.jsonl.lock"}
 
 
 def test_no_board():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import call, done, fails
+from filelock import FileLock
 from runs import images
 from test_kill import Run, assert_equal, finish, state
 
@@ -45,7 +46,7 @@ def unbroken(tmp_path_factory):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).rglob("*")
-            if path.is_file() and path.name != ".lock"}
+            if path.is_file() and not path.name.endswith(".lock")}
 
 
 # ---- a full disk
@@ -224,6 +225,22 @@ def test_two_processes_in_one_folder(tmp_path):
     os.kill(first.process.pid, 9)
     first.end()
     finish(Run(tmp_path, steps=400, save_every=200))           # the lock does not outlive its holder
+
+
+def test_what_another_has_saved_since_is_not_gone_back_on(tmp_path):
+    list(trainer(tmp_path).run(batches(), 2))
+    first, second = trainer(tmp_path), trainer(tmp_path)
+    first.resume(), second.resume()
+    list(first.run(batches()))
+    with pytest.raises(ValueError, match="another process went on to step 8 since; resume"):
+        next(second.run(batches(), 1))
+    assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 8
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    none = OSError(errno.EOPNOTSUPP, "Operation not supported")
+    monkeypatch.setattr(FileLock, "acquire", lambda self: (_ for _ in ()).throw(none))
+    assert len(list(trainer(tmp_path).run(batches()))) == 8
 
 
 def test_two_begin_at_once(tmp_path):
