@@ -332,6 +332,7 @@ def test_a_state_whose_optimizer_does_not_fit():
     changes = [{name: torch.zeros(1) for name in tensors if name.endswith(("/exp_avg", "/exp_avg_sq"))},
                {first: torch.zeros(3, 5)}, {first: tensors[first].to(torch.complex64)}, {first: None},
                {first.replace("/", "/more/"): torch.zeros(1)},
+               dict.fromkeys(name for name in tensors if name.startswith("optimizer.")),
                {first.replace("exp_avg", "step"): torch.zeros(7)}]
     for change in changes:
         kept = {name: x for name, x in (tensors | change).items() if x is not None}

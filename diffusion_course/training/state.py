@@ -106,13 +106,15 @@ def load(trainer) -> None:
 
 
 def check_optimizer(trainer, found: dict[str, Tensor], path: Path) -> None:
-    """A CheckpointError unless these are AdamW's step and averages of every trained weight.
+    """A CheckpointError unless these are AdamW's step and averages of every weight that had a gradient.
 
     Its fused kernel believes their shapes.
     """
+    stepped = {name.rpartition("/")[0] for name in found}
     expected = {f"{name}/{key}": p.shape if key != "step" else torch.Size()
-                for name, p in trainer.weights.items() for key in ("step", "exp_avg", "exp_avg_sq")}
-    faults = [name for name in expected.keys() ^ found.keys()]
+                for name, p in trainer.weights.items() if name in stepped or not found
+                for key in ("step", "exp_avg", "exp_avg_sq")}
+    faults = list(expected.keys() ^ found.keys())
     faults += [name for name, x in found.items() if name in expected and (
                x.shape != expected[name] or x.dtype != torch.float32)]
     if faults:

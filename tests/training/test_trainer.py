@@ -78,6 +78,18 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_weight_without_a_gradient_does_not_keep_a_run_from_going_on(tmp_path):
+    run(trainer(tmp_path), 6)
+    path = tmp_path / "state.safetensors"
+    tensors, header = checkpoints.read(path)
+    first = next(name.rpartition("/")[0] for name in tensors if name.startswith("optimizer."))
+    kept = {name: x.clone() for name, x in tensors.items() if not name.startswith(f"{first}/")}
+    checkpoints.write(path, kept, header)                      # AdamW keeps nothing of such a weight
+    again = trainer(tmp_path)
+    assert again.resume() == 6
+    run(again, 1)
+
+
 @pytest.mark.fault
 def test_leaving_the_loop_saves(tmp_path):
     t = trainer(tmp_path, save_every=100)
