@@ -89,7 +89,7 @@ def load(trainer) -> None:
 
     checkpoints.load_weights(trainer.recipe.model, part("model."), path)
     checkpoints.load_weights(trainer.ema.average, part("ema."), path)
-    check_optimizer(trainer, part("optimizer."), path)
+    check_optimizer(trainer, part("optimizer."), header["step"], path)
     for name, x in part("optimizer.").items():
         name, _, key = name.rpartition("/")
         p = trainer.weights[name]
@@ -105,14 +105,14 @@ def load(trainer) -> None:
     trainer.losses = losses + [math.nan] * (trainer.step - len(losses))        # where the log was lost
 
 
-def check_optimizer(trainer, found: dict[str, Tensor], path: Path) -> None:
+def check_optimizer(trainer, found: dict[str, Tensor], step: int, path: Path) -> None:
     """A CheckpointError unless these are AdamW's step and averages of every weight that had a gradient.
 
     Its fused kernel believes their shapes.
     """
     stepped = {name.rpartition("/")[0] for name in found}
     expected = {f"{name}/{key}": p.shape if key != "step" else torch.Size()
-                for name, p in trainer.weights.items() if name in stepped or not found
+                for name, p in trainer.weights.items() if name in stepped or not found and step
                 for key in ("step", "exp_avg", "exp_avg_sq")}
     faults = list(expected.keys() ^ found.keys())
     faults += [name for name, x in found.items() if name in expected and (
