@@ -11,7 +11,7 @@ from promises import CASES, KINDS, SKIPPED, promised_but_not_done
 from torch import nn
 
 from diffusion_course.diffusion.schedules import broadcast
-from diffusion_course.training import checkpoints
+from diffusion_course.training import container
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -157,6 +157,6 @@ def resumed_equals_unbroken(trainer, batches):
     list(trainer("b").run(batches, half))
     again = trainer("b")
     assert again.resume() == half and [p.loss for p in again.run(batches)] == whole[half:]
-    a, b = (checkpoints.read(run.folder / "state.safetensors")[0] for run in (unbroken, again))
+    a, b = (container.read(run.folder / "state.safetensors")[0] for run in (unbroken, again))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     return a

@@ -24,7 +24,7 @@ from diffusion_course.data import mnist, sources
 from diffusion_course.data.videos import film, moving_mnist_file, video_folder
 from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import ddpm
-from diffusion_course.training import checkpoints, shipped, state
+from diffusion_course.training import checkpoints, container, shipped, state
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.bad_input
@@ -158,8 +158,8 @@ NAMES = "paper kwargs kind step settings ema_updates minutes init scaler data se
 def test_changed_headers(name, file, run, tmp_path):
     """A checkpoint whose header says something else than what fits."""
     with safe_open(run / f"{file}.safetensors", "pt") as opened:
-        header = json.loads(opened.metadata()[checkpoints.KEY])
-    tensors, _ = checkpoints.read(run / f"{file}.safetensors")
+        header = json.loads(opened.metadata()[container.KEY])
+    tensors, _ = container.read(run / f"{file}.safetensors")
     path = tmp_path / f"{file}.safetensors"
     values = VALUES
     if name == "kwargs":                                       # of the recipe: one that is there, or another
@@ -169,9 +169,9 @@ def test_changed_headers(name, file, run, tmp_path):
     @given(values)
     def holds(value):
         changed = header["kwargs"] | value if name == "kwargs" else value
-        save_file(tensors, path, metadata={checkpoints.KEY: json.dumps(header | {name: changed})})
+        save_file(tensors, path, metadata={container.KEY: json.dumps(header | {name: changed})})
         judged(lambda: checkpoints.load_model(path) if file == "model" else resume(tmp_path), str(path))
-        judged(lambda: checkpoints.steps_in_all(checkpoints.read_header(path)), str(path))
+        judged(lambda: checkpoints.steps_in_all(container.read_header(path)), str(path))
 
     holds()
 

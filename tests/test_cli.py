@@ -28,7 +28,7 @@ from diffusion_course.diffusion.ema import EMA
 from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import autoencoder_kl, ddpm, latent_diffusion, video_diffusion_models
 from diffusion_course.recipe import Recipe
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.state import read_log
 
 TINY = "--preset smoke --steps 3 --batch-size 8 --width 8 --size 16 --data digits".split()
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_and_exits_with_130():
         process.kill()
     assert process.returncode == 130, err
     step = int(re.search(r"stopped after step (\d+); step \1 is saved in run; resume to go on", out)[1])
-    assert checkpoints.read_header("run/state.safetensors")["step"] == step >= 3
+    assert container.read_header("run/state.safetensors")["step"] == step >= 3
     assert len(read_log("run/log.jsonl")) == step
     assert "Traceback" not in err and "Aborted" not in err
 
@@ -216,7 +216,7 @@ def test_train_writes_the_whole_run(plain):
 
 
 def test_options_of_the_recipe_arrive(labelled):
-    kwargs = checkpoints.read_header(labelled / "model.safetensors")["kwargs"]
+    kwargs = container.read_header(labelled / "model.safetensors")["kwargs"]
     assert kwargs == {"width": 8, "channels": 1, "size": 16, "num_steps": 20, "cosine": True,
                       "learned_variance": True, "classes": 10, "dropout": 0.1}
 
@@ -233,7 +233,7 @@ def test_train_says_what_it_does_and_where_it_went():
 def test_the_same_seed_gives_the_same_model(plain):
     train("--out", "again")
     train("--out", "other", "--seed", 1)
-    a, b, c = (checkpoints.read(Path(run) / "model.safetensors")[0] for run in (plain, "again", "other"))
+    a, b, c = (container.read(Path(run) / "model.safetensors")[0] for run in (plain, "again", "other"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
@@ -271,7 +271,7 @@ def test_a_stopped_run_is_resumed_to_the_same_end(tmp_path, monkeypatch):
         result = call("train", "ddpm", *TINY, *args, "--out", "halves")
     assert result.code == 130 and "step 3 is saved in halves" in result.out
     assert "going on from step 3" in train(*args, "--out", "halves", "--resume")
-    whole, halves = (checkpoints.read(f"{folder}/model.safetensors")[0] for folder in ("whole", "halves"))
+    whole, halves = (container.read(f"{folder}/model.safetensors")[0] for folder in ("whole", "halves"))
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     assert files(tmp_path / "whole" / "samples") == files(tmp_path / "halves" / "samples")
 
@@ -281,7 +281,7 @@ def test_a_folder_of_images_with_and_without_labels(tmp_path):
         (tmp_path / "pets" / name).mkdir(parents=True)
         imageio.imwrite(tmp_path / "pets" / name / "a.png", np.full((20, 30, 3), 99, np.uint8))
     train("--data", "pets", "--channels", 3, "--classes", 2, "--num-steps", 5, "--out", "run")
-    header = checkpoints.read_header("run/model.safetensors")
+    header = container.read_header("run/model.safetensors")
     assert header["data"] == "pets" and header["kwargs"]["channels"] == 3
     assert "classes=2 does not fit the data: cat has no labels" in fails(
         "train", "ddpm", *TINY, "--data", "pets/cat", "--classes", 2, code=1)
@@ -556,7 +556,7 @@ def test_a_model_of_videos_trains_on_moving_digits():
     train_videos = ("train", "video_diffusion_models", "--preset", "smoke", "--steps", 2, "--batch-size", 2,
                     "--width", 8, "--cpu", "--out", "film")
     assert "2 steps of 2 on bouncing_digits" in done(*train_videos)
-    assert checkpoints.read_header("film/model.safetensors")["data"] == "bouncing_digits"
+    assert container.read_header("film/model.safetensors")["data"] == "bouncing_digits"
     text = done("evaluate", "film", "--n", 4, "--steps", 2)
     assert "bouncing_digits 8x16x16" in text and re.search(r"^runs +", text, re.MULTILINE)
 
@@ -580,7 +580,7 @@ def test_ones_own_films_and_captions_from_the_first_step_to_the_last_frame(chann
             "--width", 8, "--batch-size", 3, "--cpu", "--out", "film", "--save-and-sample-every", 2]
     text = done(*args, "--words", 500, "--steps", 4)
     assert "4 steps of 3 on mine" in text
-    header = checkpoints.read_header("film/model.safetensors")
+    header = container.read_header("film/model.safetensors")
     assert header["kwargs"]["words"] == 500 and header["kwargs"]["channels"] == channels
     assert imageio.imread("film/samples/step_000002.gif").shape[0] == 8
     done(*args, "--words", 500, "--steps", 4, "--resume")
@@ -611,7 +611,7 @@ def test_a_preset_of_the_courses_digits_does_not_reach_ones_own_data(monkeypatch
     monkeypatch.setattr(Recipe, "quick", lambda self, n: {"steps": 1})
     tiny = "--width 8 --frames 4 --size 16 --batch-size 2 --steps 1 --cpu --out film".split()
     done("train", "video_diffusion_models", "--preset", "laptop", "--data", "mine", *tiny)
-    header = checkpoints.read_header("film/model.safetensors")
+    header = container.read_header("film/model.safetensors")
     assert header["kwargs"]["autoencoder"] is None and "init" not in header
 
 
@@ -637,10 +637,10 @@ def test_a_model_begins_with_the_weights_of_another(tmp_path):
     done("train", "ddpm", *TINY, "--out", first)
     done("train", "ddim_guidance", *TINY, "--out", second, "--init", first, "--steps", 2)
     expected = {**checkpoints.identity(first / "model.safetensors"), "steps": 3}
-    assert checkpoints.read_header(second / "model.safetensors")["init"] == expected
+    assert container.read_header(second / "model.safetensors")["init"] == expected
     assert expected["checkpoint"] == "first" and read_log(second / "log.jsonl")[0] > 0
     done("train", "ddim_guidance", *TINY, "--out", second, "--init", first, "--steps", 2, "--resume")
-    assert checkpoints.read_header(second / "state.safetensors")["init"] == expected
+    assert container.read_header(second / "state.safetensors")["init"] == expected
     assert "neither a checkpoint, nor the folder of a run, nor a paper" in fails(
         "train", "ddpm", *TINY, "--out", tmp_path / "third", "--init", "nothing", code=1)
     assert not (tmp_path / "third" / "state.safetensors").exists()
@@ -650,7 +650,7 @@ def test_a_model_is_taught_by_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done("train", "rectified_flow", *TINY, "--out", "runs/teacher")
     done("train", "rectified_flow", *TINY, "--out", "runs/pupil", "--teacher", "runs/teacher", "--pairs", 4)
-    header = checkpoints.read_header("runs/pupil/model.safetensors")
+    header = container.read_header("runs/pupil/model.safetensors")
     assert header["kwargs"]["teacher"] == checkpoints.identity("runs/teacher/model.safetensors")
     done("sample", "runs/pupil", "--num", 2, "--out", "pupil.png")
     assert Path("pupil.png").exists()
@@ -664,7 +664,7 @@ def test_latents_are_those_of_a_model_that_was_trained_first(monkeypatch):
     tiny = "--preset smoke --steps 2 --batch-size 4 --width 8 --size 16 --data moving_digits --cpu".split()
     done("train", "autoencoder_kl", *tiny, "--out", "runs/first")
     done("train", "latent_diffusion", *tiny, "--out", "runs/second", "--autoencoder", "runs/first")
-    header = checkpoints.read_header("runs/second/model.safetensors")
+    header = container.read_header("runs/second/model.safetensors")
     assert header["kwargs"]["autoencoder"] == checkpoints.identity("runs/first/model.safetensors")
     assert Path("runs/first/samples/step_000002.png").exists()
     assert drawn("runs/second", "--num", 2, "--steps", 2, "--text", "a two").shape == (2, 1, 16, 16)

@@ -24,8 +24,9 @@ from diffusion_course.data import captions, media, mnist, sources
 from diffusion_course.data.images import LARGEST, image_folder
 from diffusion_course.data.videos import film, moving_mnist_file, video_folder
 from diffusion_course.papers import ddpm, latent_diffusion
-from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import CheckpointError, load_model
+from diffusion_course.training import checkpoints, container
+from diffusion_course.training.checkpoints import load_model
+from diffusion_course.training.container import CheckpointError
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.hostile
@@ -75,7 +76,7 @@ PICKLES = {
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pt", "state.safetensors"])
 def test_a_pickle_is_never_executed(name, file):
     Path(file).write_bytes(PICKLES[name]())
-    for read in (load_model, checkpoints.read, checkpoints.read_header, checkpoints.read_averaged):
+    for read in (load_model, container.read, container.read_header, container.read_averaged):
         with pytest.raises(CheckpointError, match=f"{file}: (this is a pickle|truncated, or not a safe)"):
             read(file)
     assert file in fails("sample", file, code=1)
@@ -117,7 +118,7 @@ def test_recipes_outside_the_package(name):
     paper, kwargs = RECIPES[name]
     Path("mine.py").write_text("import os; os.mkdir('exploded')")
     save_file({"w": torch.zeros(2)}, "a.safetensors",
-              metadata={checkpoints.KEY: json.dumps({"paper": paper, "kwargs": kwargs, "step": 1})})
+              metadata={container.KEY: json.dumps({"paper": paper, "kwargs": kwargs, "step": 1})})
     with pytest.raises(CheckpointError, match="a.safetensors"):
         load_model("a.safetensors")
     assert "a.safetensors" in fails("sample", "a.safetensors", code=1)
@@ -130,7 +131,7 @@ import os, resource, sys, time
 import imageio.v3, torch
 from diffusion_course.data import images, mnist, sources, videos
 from diffusion_course.evaluation import leaderboard
-from diffusion_course.training import checkpoints, state
+from diffusion_course.training import checkpoints, container, state
 from diffusion_course.papers import *
 for name in ("ddpm", "dit", "video_diffusion_models", "imagen"):
     checkpoints.papers.module(name)
@@ -155,7 +156,7 @@ def limited(code):
 
 
 def checkpoint(**kwargs):
-    save_file({"w": torch.zeros(2)}, "a.safetensors", metadata={checkpoints.KEY: json.dumps(kwargs)})
+    save_file({"w": torch.zeros(2)}, "a.safetensors", metadata={container.KEY: json.dumps(kwargs)})
 
 
 HUGE = {  # the paper and arguments of a model that is larger, or deeper, than any
@@ -191,7 +192,7 @@ def header(content, length=None):
 
 def tensor_entry(**changes):
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
-    return header(json.dumps({"w": entry, "__metadata__": {checkpoints.KEY: "{}"}}).encode()) + bytes(8)
+    return header(json.dumps({"w": entry, "__metadata__": {container.KEY: "{}"}}).encode()) + bytes(8)
 
 
 ABSURD = {  # headers of safetensors files
@@ -216,7 +217,7 @@ def test_absurd_headers():
         Path(f"{n}.safetensors").write_bytes(content)
     said = limited(f"""
     for n in range({len(ABSURD)}):
-        for read in (checkpoints.load_model, checkpoints.read_header, checkpoints.read):
+        for read in (checkpoints.load_model, container.read_header, container.read):
             try:
                 read(f"{{n}}.safetensors")
             except ValueError as error:
@@ -230,7 +231,7 @@ def test_absurd_headers():
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"paper": "' + "x" * 10**6 + '"}',
                                   '{"step": ' + "9" * 5000 + "}", '{"step": 1e999}', '{"paper": NaN}', '""'])
 def test_absurd_metadata(text):
-    save_file({"w": torch.zeros(2)}, "a.safetensors", metadata={checkpoints.KEY: text})
+    save_file({"w": torch.zeros(2)}, "a.safetensors", metadata={container.KEY: text})
     with pytest.raises(CheckpointError, match="^a.safetensors: .{,700}$"):
         load_model("a.safetensors")
 
@@ -326,7 +327,7 @@ def test_a_state_whose_optimizer_does_not_fit():
 
     list(trainer().run([{"x": torch.zeros(2, 1, 8, 8)}] * 2, 2))
     path = Path("run/state.safetensors")
-    tensors, said = checkpoints.read(path)
+    tensors, said = container.read(path)
     tensors = {name: x.clone() for name, x in tensors.items()}
     first = next(name for name in tensors if name.endswith("/exp_avg"))
     changes = [{name: torch.zeros(1) for name in tensors if name.endswith(("/exp_avg", "/exp_avg_sq"))},
@@ -336,14 +337,14 @@ def test_a_state_whose_optimizer_does_not_fit():
                {first.replace("exp_avg", "step"): torch.zeros(7)}]
     for change in changes:
         kept = {name: x for name, x in (tensors | change).items() if x is not None}
-        checkpoints.write(path, kept, said)
+        container.write(path, kept, said)
         with pytest.raises(CheckpointError, match="the optimizer's .* does not fit the model"):
             trainer().resume()
     for step in (-3, 5, 4 * 10**8, 10**13):
-        checkpoints.write(path, tensors, said | {"step": step})
+        container.write(path, tensors, said | {"step": step})
         with pytest.raises(CheckpointError, match=f"step.* {step}"):
             trainer().resume()
-    checkpoints.write(path, tensors, said)
+    container.write(path, tensors, said)
     assert trainer().resume() == 2
 
 
@@ -359,9 +360,9 @@ def test_names_of_parts_that_are_paths(name, tmp_path):
     """The model that another was trained with is a name, never a path."""
     recipe = latent_diffusion.recipe(width=8, size=16)
     checkpoints.save_model("x.safetensors", recipe)
-    tensors, said = checkpoints.read("x.safetensors")
+    tensors, said = container.read("x.safetensors")
     said["kwargs"]["autoencoder"] = {"checkpoint": name, "sha256": "0" * 64}
-    checkpoints.write(Path("x.safetensors"), tensors, said)
+    container.write(Path("x.safetensors"), tensors, said)
     with pytest.raises(CheckpointError, match="which is no name"):
         load_model("x.safetensors")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..recipe import Recipe, preset_name
-from ..training import checkpoints
+from ..training import checkpoints, container
 from ..training.runs import begin
 from ..training.shipped import SHIPPED
 
@@ -51,7 +51,7 @@ def trained(slug: str, device: torch.device) -> Path:
 def facts(path: Path) -> str:
     """How the model of a checkpoint was trained and, where its card says it, how well it can be read."""
     card = path.with_suffix(".json")
-    known = checkpoints.read_header(path)
+    known = container.read_header(path)
     with suppress(OSError, ValueError, TypeError):             # a card that cannot be read says nothing
         known = known | json.loads(card.read_text())
     said = f"{known.get('step')} steps of {known.get('batch_size')} on {known.get('data')}"

@@ -160,7 +160,8 @@ def sample(what: Annotated[str, typer.Argument(metavar="CHECKPOINT|PAPER",
 
     from ..data import captions, media, sources
     from ..diffusion import schemes
-    from ..training.checkpoints import load_model, locate, read_header
+    from ..training.checkpoints import load_model, locate
+    from ..training.container import read_header
     from ..training.runs import data_of, language
 
     for name, value, known in ("--sampler", sampler, SAMPLERS), ("--scheme", scheme, SCHEMES):

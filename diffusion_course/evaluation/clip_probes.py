@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.captions import DIRECTIONS, parse
-from ..training import checkpoints
+from ..training import checkpoints, container
 
 FEATURES = 64
 ORDERS = ("real", "shuffled", "frozen", "every second")  # what may have been done to the frames of a clip
@@ -138,9 +138,9 @@ def load_probe(name: str, path: str | Path | None = None) -> Probe:
     if name not in PROBES:
         raise ValueError(f"name={name!r} must be one of {', '.join(PROBES)}")
     path = Path(path or checkpoints.obtain(name))
-    tensors, header = checkpoints.read(path)
+    tensors, header = container.read(path)
     if header.get("kind") != name.replace("_", " "):
-        raise checkpoints.CheckpointError(f"{path}: not a {name.replace('_', ' ')}")
+        raise container.CheckpointError(f"{path}: not a {name.replace('_', ' ')}")
     probe = PROBES[name]()
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     checkpoints.load_weights(probe, tensors, path)

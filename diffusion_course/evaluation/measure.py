@@ -17,7 +17,7 @@ from ..data import captions
 from ..data.download import sha256_of
 from ..data.images import shuffled
 from ..recipe import Recipe
-from ..training import checkpoints
+from ..training import checkpoints, container
 from ..training.runs import data_of
 from . import tracking
 from .clip_probes import PROBES, Probe, caption_right, load_probe, look, readable
@@ -123,7 +123,7 @@ def evaluate(path: str | Path, n: int = 1024, seed: int = 0, device: str | torch
     data is what it is compared with, by default what it was trained on; options go to the recipe's `sample`;
     without any it is sampled quickly (50 DDIM steps where possible).
     """
-    header, recipe = checkpoints.read_header(path), checkpoints.load_model(path, device)
+    header, recipe = container.read_header(path), checkpoints.load_model(path, device)
     test, train = (data_of(recipe, data or header.get("data"), split) for split in ("test", "train"))
     if n < FEWEST or len(test) < 2 * n:
         raise ValueError(f"n={n} must be {FEWEST} at least, and needs 2 n test items; {test.name} has "

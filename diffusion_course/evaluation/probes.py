@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import Images
-from ..training import checkpoints
+from ..training import checkpoints, container
 
 
 class DigitProbe(nn.Module):
@@ -91,9 +91,9 @@ def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
 def load_probe(path: str | Path | None = None) -> DigitProbe:
     """The trained probe, from the shipped checkpoint unless another is named."""
     path = Path(path or checkpoints.obtain("digit_probe"))
-    tensors, header = checkpoints.read(path)
+    tensors, header = container.read(path)
     if header.get("kind") != "digit probe":
-        raise checkpoints.CheckpointError(f"{path}: not a digit probe")
+        raise container.CheckpointError(f"{path}: not a digit probe")
     probe = DigitProbe()
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     checkpoints.load_weights(probe, tensors, path)
@@ -107,10 +107,10 @@ def main() -> None:
     probe, path = train_probe(data, bar=True), checkpoints.shipped("digit_probe")
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in probe.state_dict().items()}
     facts = {"kind": "digit probe", "data": data.name, "seed": 0, "device": "cpu"}
-    checkpoints.write(path, tensors, facts)
+    container.write(path, tensors, facts)
     probe = load_probe(path)                                   # what is measured is what is kept
     real = reading(probe, test[torch.arange(len(test))]["x"])
-    checkpoints.write(path, tensors, facts | {"metrics": {"accuracy": accuracy(probe, test), "real": real}})
+    container.write(path, tensors, facts | {"metrics": {"accuracy": accuracy(probe, test), "real": real}})
     card = checkpoints.write_card(path)
     print(f"accuracy on {len(test)} test images: {accuracy(probe, test):.4f} -> {path}, {card}")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.images import Batches
 from ..data.mnist import mnist
 from ..data.moving_mnist import MovingMNIST
-from ..training import checkpoints
+from ..training import checkpoints, container
 from . import corrupt
 from .clip_probes import PROBES, FrameProbe, Probe, VideoProbe, caption_right, load_probe, look, sized
 
@@ -158,11 +158,11 @@ def main() -> None:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in probe.state_dict().items()}
         facts = {"kind": name.replace("_", " "), "data": "moving_mnist", "steps": steps, "seed": 0,
                  "device": "cpu", "minutes": (time.monotonic() - began) / 60}
-        checkpoints.write(path, tensors, facts)
+        container.write(path, tensors, facts)
         probe = load_probe(name, path)                         # what is measured is what is kept
         metrics = {f"{part.name} {part.size} {getattr(part, 'mode', '')}".strip(): accuracy(probe, part)
                    for part in data("test")}
-        checkpoints.write(path, tensors, facts | {"metrics": metrics})
+        container.write(path, tensors, facts | {"metrics": metrics})
         print(metrics, checkpoints.write_card(path), sep="\n")
 
 

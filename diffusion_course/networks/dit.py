@@ -143,7 +143,7 @@ class DiT(nn.Module):
         frames = x.shape[2] if x.ndim == 5 else 1
         pf, ph, pw = self.patch
         check_input(x, t, self.channels, self.patchify.weight)
-        if (frames % pf or x.shape[-2] % ph or x.shape[-1] % pw):
+        if frames % pf or x.shape[-2] % ph or x.shape[-1] % pw:
             raise ValueError(f"expected [B, {self.channels}, (F,) H, W] in whole patches of {self.patch}, "
                              f"got shape {tuple(x.shape)}")
         h = rearrange(self.doors.stacked(x, cond), "(b f pf) c (h ph) (w pw) -> b f (h w) (c pf ph pw)",

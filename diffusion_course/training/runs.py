@@ -13,8 +13,8 @@ from ..data import sources
 from ..data.captions import tokens
 from ..data.images import Images
 from ..recipe import Recipe, preset_name
-from . import checkpoints
-from .checkpoints import CheckpointError
+from . import checkpoints, container
+from .container import CheckpointError
 from .trainer import Trainer
 
 
@@ -58,7 +58,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     if begun:
         try:
             trainer.resume()
-            trainer.facts |= {key: value for key, value in checkpoints.read_header(state).items()
+            trainer.facts |= {key: value for key, value in container.read_header(state).items()
                               if key == "init"}
         except CheckpointError as error:
             raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error

@@ -12,8 +12,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from ..data import files
-from . import checkpoints
-from .checkpoints import CheckpointError
+from . import checkpoints, container
+from .container import CheckpointError
 
 
 def save(trainer) -> None:
@@ -34,7 +34,7 @@ def save(trainer) -> None:
               "settings": trainer.settings(), "ema_updates": trainer.ema.updates,
               "scaler": scaler.state_dict() if scaler else None}
     checkpoints.save_model(folder / "model.safetensors", recipe, **trainer.summary())
-    checkpoints.write(folder / "state.safetensors", tensors, header)
+    container.write(folder / "state.safetensors", tensors, header)
     trainer.saved = trainer.step
 
 
@@ -59,7 +59,7 @@ def alone_in(folder: Path) -> BaseFileLock | None:
 def check_unchanged(trainer) -> None:
     """A ValueError if the folder holds a run that is not the one that this trainer saved or resumed."""
     path = trainer.folder / "state.safetensors"
-    step = checkpoints.read_header(path).get("step") if path.exists() else None
+    step = container.read_header(path).get("step") if path.exists() else None
     if step is not None and trainer.saved is None:
         raise ValueError(f"{trainer.folder} already holds a run; resume() goes on with it, "
                          "or choose another folder")
@@ -70,7 +70,7 @@ def check_unchanged(trainer) -> None:
 def load(trainer) -> None:
     """Put the trainer where the run in its folder stopped; a CheckpointError says why that cannot be."""
     path = trainer.folder / "state.safetensors"
-    tensors, header = checkpoints.read(path)
+    tensors, header = container.read(path)
     if header.get("kind") != "state":
         raise CheckpointError(f"{path}: not a training state (it is a {header.get('kind')} checkpoint)")
     if header.get("step", 0) > (trainer.total or 10**7):

@@ -16,7 +16,7 @@ from diffusion_course.data import sources
 from diffusion_course.data.images import shuffled
 from diffusion_course.papers import imagen
 from diffusion_course.recipe import Recipe
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--out", type=Path, help="default: data/results/cascades.json")
     arguments = parser.parse_args()
     path = checkpoints.obtain("imagen")
-    header = checkpoints.read_header(path)
+    header = container.read_header(path)
     steps = arguments.steps or checkpoints.steps_in_all(header)
     study = Study("cascades", arguments.out, n=arguments.n, steps=steps)
     noised = checkpoints.load_model(path)
@@ -63,7 +63,7 @@ def main():
             pass
         clean.model[1].load_state_dict(trainer.ema.average.state_dict())
         checkpoints.save_model(kept, clean)
-    checkpoints.load_weights(clean.model, checkpoints.read(kept)[0], kept)
+    checkpoints.load_weights(clean.model, container.read(kept)[0], kept)
 
     smalls = {"real": F.interpolate(asked["x"], 8, mode="area")}
     base = imagen.recipe(sizes=(8,))

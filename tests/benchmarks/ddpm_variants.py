@@ -25,7 +25,7 @@ from diffusion_course.diffusion.samplers import ancestral_step, last, trajectory
 from diffusion_course.evaluation.frechet import frechet_distance, statistics
 from diffusion_course.evaluation.probes import features, load_probe, reading
 from diffusion_course.papers import ddpm
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 VARIANTS = {"linear fixed": {}, "cosine fixed": {"cosine": True},
@@ -60,7 +60,7 @@ def trained(variant, seed, steps, data, path):
         for _ in trainer.run(data.batches(BATCH, seed)):
             pass
         checkpoints.save_model(path, recipe, **trainer.summary())
-    return checkpoints.load_model(path).model, checkpoints.read_header(path)
+    return checkpoints.load_model(path).model, container.read_header(path)
 
 
 def bound(denoiser, digits, v):

@@ -16,7 +16,7 @@ from study import Eye, Study, drawn, gflops, thinned
 
 from diffusion_course.data.moving_mnist import MovingMNIST
 from diffusion_course.papers import autoencoder_kl, latent_diffusion
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 FACTORS, WIDTH, BATCH = {"f=2": 2, "f=4": 4, "f=8": 8}, 32, 64
@@ -45,7 +45,7 @@ def train_once(recipe, steps, path):
     """The autoencoder gets the weights of an earlier run, or is trained; how many seconds that took."""
     if not path.exists():
         checkpoints.save_model(path, recipe, seconds=train(recipe, steps)[1])
-    tensors, header = checkpoints.read(path)
+    tensors, header = container.read(path)
     checkpoints.load_weights(recipe.model, tensors, path)
     recipe.ema = None
     return header["seconds"]

@@ -14,7 +14,8 @@ from diffusion_course.data import media
 from diffusion_course.diffusion.guidance import Clip
 from diffusion_course.diffusion.samplers import DPMSolver, ancestral_step, ddim_step, heun_step, trajectory
 from diffusion_course.evaluation.probes import load_probe, reading
-from diffusion_course.training.checkpoints import load_model, locate, read_header, write_card
+from diffusion_course.training.checkpoints import load_model, locate, write_card
+from diffusion_course.training.container import read_header
 
 SAMPLERS = [("ancestral", 1000, ancestral_step), ("ancestral", 250, ancestral_step), ("ddim", 50, ddim_step),
             ("heun", 20, heun_step), ("dpm++", 20, DPMSolver())]

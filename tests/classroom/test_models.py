@@ -9,7 +9,8 @@ from diffusion_course.data import mnist
 from diffusion_course.papers import ddpm
 from diffusion_course.recipe import Preset, Recipe
 from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import CheckpointError, read, read_header, save_model
+from diffusion_course.training.checkpoints import save_model
+from diffusion_course.training.container import CheckpointError, read, read_header
 from diffusion_course.training.shipped import SHIPPED
 from diffusion_course.training.trainer import Trainer
 

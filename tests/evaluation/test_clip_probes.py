@@ -26,7 +26,7 @@ from diffusion_course.evaluation.train_probes import (
     train,
     video_loss,
 )
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +153,10 @@ def test_a_frame_is_readable_when_its_digits_are_sure(p, count, good):
 def test_a_probe_comes_back_from_its_file(tmp_path):
     probe = VideoProbe()
     probe(torch.rand(4, 1, 8, 32, 32))                         # running statistics
-    path = checkpoints.write(tmp_path / "a.safetensors", probe.state_dict(), {"kind": "video probe"})
+    path = container.write(tmp_path / "a.safetensors", probe.state_dict(), {"kind": "video probe"})
     x = torch.rand(2, 1, 8, 32, 32)
     torch.testing.assert_close(look(load_probe("video_probe", path), x)[0], look(probe.eval(), x)[0])
-    with pytest.raises(checkpoints.CheckpointError, match="a.safetensors: not a frame probe"):
+    with pytest.raises(container.CheckpointError, match="a.safetensors: not a frame probe"):
         load_probe("frame_probe", path)
     with pytest.raises(ValueError, match="name='digit_probe' must be one of frame_probe, video_probe"):
         load_probe("digit_probe")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_course.classroom.board import quality_against_compute
 from diffusion_course.evaluation import leaderboard
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.shipped import SHIPPED
 
 
@@ -108,7 +108,7 @@ def test_every_row_is_of_a_checkpoint_that_ships():
     for row in rows:
         assert row["sha256"] == SHIPPED[row["model"]].sha256, f"evaluate {row['model']} again"
         assert row["probes"] == {name: SHIPPED[name].sha256 for name in ("frame_probe", "video_probe")}
-        header, training = checkpoints.read_header(checkpoints.shipped(row["model"])), row["training"]
+        header, training = container.read_header(checkpoints.shipped(row["model"])), row["training"]
         steps = checkpoints.steps_in_all(header)               # with those of the model it began with
         assert (training["steps"], training["batch_size"]) == (steps, header["batch_size"])
 

@@ -7,7 +7,7 @@ import torch
 from diffusion_course.data.mnist import builtin_digits, mnist
 from diffusion_course.evaluation import probes
 from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import CheckpointError, write
+from diffusion_course.training.container import CheckpointError, write
 
 
 class Certain(torch.nn.Module):

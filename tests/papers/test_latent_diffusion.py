@@ -6,7 +6,7 @@ from conftest import resumed_equals_unbroken, wake
 from diffusion_course.diffusion.guidance import CFG
 from diffusion_course.diffusion.samplers import sample
 from diffusion_course.papers import autoencoder_kl, latent_diffusion, vqgan
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 TINY = {"width": 16, "size": 16}
@@ -151,18 +151,18 @@ def test_a_checkpoint_names_its_autoencoder(first, tmp_path, monkeypatch):
     recipe = latent_diffusion.recipe(**TINY, autoencoder=loaded)
     wake(recipe.model)
     out = checkpoints.save_model(tmp_path / "latent.safetensors", recipe)
-    assert checkpoints.read_header(out)["kwargs"]["autoencoder"] == checkpoints.identity(path)
-    assert not any("coder.decoder" in name for name in checkpoints.read(out)[0])
+    assert container.read_header(out)["kwargs"]["autoencoder"] == checkpoints.identity(path)
+    assert not any("coder.decoder" in name for name in container.read(out)[0])
     again = checkpoints.load_model(out)
     assert again.autoencoder.std.item() == pytest.approx(0.4, rel=1e-3)
     torch.testing.assert_close(again.draw(2, seed=0, text=TEXT, steps=2),
                                recipe.draw(2, seed=0, text=TEXT, steps=2), rtol=5e-2, atol=5e-2)
     first.model.autoencoder.std.fill_(0.5)                     # the same run, trained on
     checkpoints.save_model(path, first)
-    with pytest.raises(checkpoints.CheckpointError, match="trained with a first of SHA-256 .* is not here"):
+    with pytest.raises(container.CheckpointError, match="trained with a first of SHA-256 .* is not here"):
         checkpoints.load_model(out)
     path.unlink()
-    with pytest.raises(checkpoints.CheckpointError, match="trained with a first of SHA-256 .* is not here"):
+    with pytest.raises(container.CheckpointError, match="trained with a first of SHA-256 .* is not here"):
         checkpoints.load_model(out)
 
 

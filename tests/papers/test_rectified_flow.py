@@ -6,7 +6,7 @@ from diffusion_course.diffusion.samplers import heun_step, sample
 from diffusion_course.diffusion.schedules import Straight
 from diffusion_course.papers import ddpm, rectified_flow
 from diffusion_course.papers.rectified_flow import budget, make_pairs
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 TINY = {"width": 8, "size": 16}
@@ -110,14 +110,14 @@ def test_a_checkpoint_names_its_teacher(teacher, tmp_path, monkeypatch):
     loaded = checkpoints.load_model(path)
     pupil = rectified_flow.recipe(**TINY, teacher=loaded, pairs=5)
     out = checkpoints.save_model(tmp_path / "pupil.safetensors", pupil)
-    assert checkpoints.read_header(out)["kwargs"]["teacher"] == checkpoints.identity(path)
-    assert set(checkpoints.read(out)[0]) == set(checkpoints.read(path)[0])
+    assert container.read_header(out)["kwargs"]["teacher"] == checkpoints.identity(path)
+    assert set(container.read(out)[0]) == set(container.read(path)[0])
     again = checkpoints.load_model(out)
     torch.testing.assert_close(again.draw(1, seed=0), pupil.draw(1, seed=0), atol=2e-2, rtol=2e-2)
     assert again.origin.kwargs["teacher"].checkpoint == loaded.checkpoint
     torch.nn.init.normal_(teacher.model.net.conv_in.bias)
     checkpoints.save_model(path, teacher)
-    with pytest.raises(checkpoints.CheckpointError, match="trained with a first of SHA-256"):
+    with pytest.raises(container.CheckpointError, match="trained with a first of SHA-256"):
         checkpoints.load_model(out)
     with pytest.raises(ValueError, match="cannot be stored: Recipe is neither plain nor a model loaded"):
         checkpoints.save_model(out, rectified_flow.recipe(**TINY, teacher=teacher))

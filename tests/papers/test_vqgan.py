@@ -8,7 +8,7 @@ from torch import nn
 from diffusion_course.networks.autoencoder import Autoencoder
 from diffusion_course.papers import autoencoder_kl, vqgan
 from diffusion_course.papers.vqgan import FirstStage
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.trainer import Trainer
 
 TINY = {"width": 8, "size": 16}
@@ -80,7 +80,7 @@ def test_a_resumed_run_equals_an_unbroken_one(make, tmp_path):
 
 def whole_draw(make, folder, x):
     """With the averaged weights of the state, which are not rounded to half precision."""
-    recipe, tensors = make(start=2), checkpoints.read_averaged(folder / "a" / "state.safetensors")[0]
+    recipe, tensors = make(start=2), container.read_averaged(folder / "a" / "state.safetensors")[0]
     recipe.model.load_state_dict(tensors)
     return recipe.draw(4, x=x)
 

@@ -11,7 +11,7 @@ import torch
 
 from diffusion_course.data.images import Images
 from diffusion_course.papers import ddpm
-from diffusion_course.training import checkpoints
+from diffusion_course.training import container
 from diffusion_course.training.trainer import Trainer
 
 
@@ -27,7 +27,7 @@ def say(*words):
 
 def die_at(call: int, when: str):
     """SIGKILL this process at the n-th write of a checkpoint: half-way, or before the file has its name."""
-    calls, save_file = [], checkpoints.save_file
+    calls, save_file = [], container.save_file
 
     def deadly(tensors, path, metadata):
         calls.append(path)
@@ -38,7 +38,7 @@ def die_at(call: int, when: str):
                 Path(path).write_bytes(whole[:len(whole) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.save_file = deadly
+    container.save_file = deadly
 
 
 def printing_to(pipe, folder, **options):

@@ -10,15 +10,9 @@ from torch import nn
 
 from diffusion_course.papers import ddpm
 from diffusion_course.recipe import Recipe
-from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import (
-    CheckpointError,
-    load_model,
-    read,
-    read_header,
-    save_model,
-    write,
-)
+from diffusion_course.training import checkpoints, container
+from diffusion_course.training.checkpoints import load_model, save_model
+from diffusion_course.training.container import CheckpointError, read, read_header, write
 
 TINY = {"width": 8, "size": 16, "num_steps": 20}
 
@@ -95,7 +89,7 @@ def test_a_foreign_safetensors_file(tmp_path):
 
 @pytest.mark.parametrize("metadata", ["no json", "[1]", '{"paper": "ddpm"}', '{"kwargs": {}}'])
 def test_a_broken_header(tmp_path, metadata):
-    save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors", metadata={checkpoints.KEY: metadata})
+    save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors", metadata={container.KEY: metadata})
     with pytest.raises(CheckpointError, match="a.safetensors"):
         load_model(tmp_path / "a.safetensors")
 
@@ -135,7 +129,7 @@ def test_a_write_that_fails_leaves_what_was_there(saved, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(container, "save_file", full)
     with pytest.raises(OSError, match="could not be written .*No space left.* unchanged"):
         save_model(path, recipe)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]

@@ -21,7 +21,7 @@ from diffusion_course.data import download, media, mnist
 from diffusion_course.evaluation import leaderboard
 from diffusion_course.papers import ddpm
 from diffusion_course.recipe import OutOfMemory
-from diffusion_course.training import checkpoints, runs, shipped
+from diffusion_course.training import checkpoints, container, runs, shipped
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.fault
@@ -227,7 +227,7 @@ def test_what_another_has_saved_since_is_not_gone_back_on(tmp_path):
     list(first.run(batches()))
     with pytest.raises(ValueError, match="another process went on to step 8 since; resume"):
         next(second.run(batches(), 1))
-    assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 8
+    assert container.read_header(tmp_path / "state.safetensors")["step"] == 8
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import runs
 import torch
 from promises import CASES
 
-from diffusion_course.training import checkpoints
+from diffusion_course.training import checkpoints, container
 from diffusion_course.training.state import read_log
 
 pytestmark = pytest.mark.fault
@@ -51,7 +51,7 @@ def finish(run):
 
 
 def state(folder):
-    tensors, header = checkpoints.read(folder / "state.safetensors")
+    tensors, header = container.read(folder / "state.safetensors")
     return tensors, header["step"], read_log(folder / "log.jsonl")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_course.papers import ddpm
-from diffusion_course.training import checkpoints
+from diffusion_course.training import container
 from diffusion_course.training.state import read_log
 
 SCRIPT = Path(__file__).with_name("runs.py")
@@ -27,7 +27,7 @@ def run(launcher, folder, **options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    tensors, _ = checkpoints.read(folder / "state.safetensors")
+    tensors, _ = container.read(folder / "state.safetensors")
     weights = torch.cat([x.flatten() for name, x in sorted(tensors.items()) if name.startswith("model.")])
     return read_log(folder / "log.jsonl"), weights, done.stdout
 

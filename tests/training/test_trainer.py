@@ -10,8 +10,8 @@ from torch import nn
 from diffusion_course.data.images import Images
 from diffusion_course.papers import ddpm
 from diffusion_course.recipe import Recipe
-from diffusion_course.training import checkpoints
-from diffusion_course.training.checkpoints import CheckpointError
+from diffusion_course.training import checkpoints, container
+from diffusion_course.training.container import CheckpointError
 from diffusion_course.training.state import read_log
 from diffusion_course.training.trainer import NonFiniteLoss, Trainer
 
@@ -74,17 +74,17 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     same(whole.recipe.model, second.recipe.model)
     same(whole.ema.average, second.ema.average)
     assert read_log(tmp_path / "a" / "log.jsonl") == read_log(tmp_path / "b" / "log.jsonl") == losses
-    a, b = (checkpoints.read(tmp_path / x / "state.safetensors")[0] for x in "ab")
+    a, b = (container.read(tmp_path / x / "state.safetensors")[0] for x in "ab")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_weight_without_a_gradient_does_not_keep_a_run_from_going_on(tmp_path):
     run(trainer(tmp_path), 6)
     path = tmp_path / "state.safetensors"
-    tensors, header = checkpoints.read(path)
+    tensors, header = container.read(path)
     first = next(name.rpartition("/")[0] for name in tensors if name.startswith("optimizer."))
     kept = {name: x.clone() for name, x in tensors.items() if not name.startswith(f"{first}/")}
-    checkpoints.write(path, kept, header)                      # AdamW keeps nothing of such a weight
+    container.write(path, kept, header)                      # AdamW keeps nothing of such a weight
     again = trainer(tmp_path)
     assert again.resume() == 6
     run(again, 1)
@@ -96,7 +96,7 @@ def test_leaving_the_loop_saves(tmp_path):
     for p in t.run(images().batches(8)):
         if p.step == 3:
             break
-    assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 3
+    assert container.read_header(tmp_path / "state.safetensors")["step"] == 3
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
@@ -162,7 +162,7 @@ def test_a_second_ctrl_c_does_not_wait_and_keeps_what_was_saved(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         list(t.run(Stubborn()))
-    assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 4
+    assert container.read_header(tmp_path / "state.safetensors")["step"] == 4
 
 
 def broken(at):
@@ -188,8 +188,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_causes(tmp_path):
     message = "became inf at step 10; the last good state is that of step 8 .*learning rate"
     with pytest.raises(NonFiniteLoss, match=message):
         run(t)
-    assert checkpoints.read_header(tmp_path / "state.safetensors")["step"] == 8
-    assert all(x.isfinite().all() for x in checkpoints.read(tmp_path / "state.safetensors")[0].values())
+    assert container.read_header(tmp_path / "state.safetensors")["step"] == 8
+    assert all(x.isfinite().all() for x in container.read(tmp_path / "state.safetensors")[0].values())
     with pytest.raises(NonFiniteLoss, match="became nan at step 2; nothing was saved before"):
         list(Trainer(broken(2)).run([{"x": torch.zeros(2, 1)}] * 5, 5))
 
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(NonFiniteLoss, match="not finite after step 8; the last good state is that of step 7"):
         run(t)
     hook.remove()
-    assert all(x.isfinite().all() for x in checkpoints.read(tmp_path / "state.safetensors")[0].values())
+    assert all(x.isfinite().all() for x in container.read(tmp_path / "state.safetensors")[0].values())
 
 
 def test_two_trainers_do_not_disturb_one_another():
@@ -308,7 +308,7 @@ def test_the_run_folder(tmp_path):
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert names == {".lock", "state.safetensors", "model.safetensors", "log.jsonl",
                      "samples/step_000006.png", "samples/step_000012.png"}
-    header = checkpoints.read_header(tmp_path / "model.safetensors")
+    header = container.read_header(tmp_path / "model.safetensors")
     assert header["step"] == 12 and header["data"] == "noise" and header["minutes"] > 0
     assert header["metrics"]["loss"] == pytest.approx(sum(losses) / 12)
     from_state = checkpoints.load_model(tmp_path / "state.safetensors")
@@ -355,7 +355,7 @@ def test_only_trainable_weights_are_trained(tmp_path):
     run(t)
     changed = {name for name, x in recipe.model.state_dict().items() if not torch.equal(x, before[name])}
     assert changed and all("out" in name for name in changed)
-    saved = checkpoints.read(tmp_path / "state.safetensors")[0]
+    saved = container.read(tmp_path / "state.safetensors")[0]
     assert {name.split("/")[0] for name in saved if name.startswith("optimizer.")} == \
         {f"optimizer.{name}" for name, p in recipe.model.named_parameters() if p.requires_grad}
 
