@@ -25,7 +25,7 @@ class OutOfMemory(RuntimeError):
 
 
 @contextmanager
-def short_of_memory(advice: str):
+def short_of_memory(advice: Callable[[], str]):
     """Where memory runs out in this block, an OutOfMemory gives the advice."""
     try:
         yield
@@ -33,7 +33,7 @@ def short_of_memory(advice: str):
         reason = (str(error) or "no memory is left").splitlines()[0]
         if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and ALLOCATION not in reason:
             raise
-        raise OutOfMemory(f"out of memory: {advice} ({reason})") from error
+        raise OutOfMemory(f"out of memory: {advice()} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Recipe:
             with average, torch.random.fork_rng(devices, enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                with short_of_memory(f"n={n} samples of {list(shape)} at once are too many; draw fewer"):
+                with short_of_memory(lambda: f"n={n} samples of {list(shape)} are too many; draw fewer"):
                     x = self.sample(torch.randn(n, *shape).to(device), **options)
                     return x if self.autoencoder is None else self.autoencoder.decode(x)
         finally:

@@ -1,8 +1,11 @@
 """What SECURITY.md promises, and a count of the cases in which the tests held the package to it."""
+import os
 import re
 import traceback
 from collections import Counter
 from pathlib import Path
+
+import hypothesis
 
 import diffusion_course
 from diffusion_course.recipe import OutOfMemory
@@ -12,6 +15,9 @@ PACKAGE = str(Path(diffusion_course.__file__).parent)
 KINDS = {"fault": "faults", "bad_input": "cases of bad input", "hostile": "hostile files and programs"}
 CASES: Counter = Counter()
 SKIPPED: Counter = Counter()
+many = hypothesis.settings(max_examples=int(os.environ.get("DIFFUSION_COURSE_EXAMPLES", "20")), deadline=None,
+                           derandomize=True, database=None,
+                           suppress_health_check=list(hypothesis.HealthCheck))
 
 
 def promised_but_not_done() -> dict[str, int]:

@@ -2,12 +2,10 @@
 import gzip
 import io
 import json
-import os
 import re
 from functools import partial
 from pathlib import Path
 
-import hypothesis
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ import torch
 from command import call
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import CASES, judged
+from promises import CASES, judged, many
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -28,9 +26,6 @@ from diffusion_course.training import checkpoints, container, shipped, state
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.bad_input
-EXAMPLES = int(os.environ.get("DIFFUSION_COURSE_EXAMPLES", "25"))
-many = partial(hypothesis.settings, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(hypothesis.HealthCheck))
 
 
 @st.composite
@@ -120,7 +115,7 @@ def test_changed_bytes(name, run, tmp_path):
     good, read = FILES[name]
     path = tmp_path / name
 
-    @many(max_examples=EXAMPLES)
+    @many
     @given(broken(good(run)))
     def holds(content):
         path.write_bytes(content)
@@ -138,7 +133,7 @@ def test_changed_texts(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(exercises, "progress_file", lambda: tmp_path / name)
 
-    @many(max_examples=EXAMPLES)
+    @many
     @given(st.one_of(st.binary(max_size=40), broken(b'{"solved": ["1.1", "1.2"]}')))
     def holds(content):
         (tmp_path / name).write_bytes(content)
@@ -165,7 +160,7 @@ def test_changed_headers(name, file, run, tmp_path):
     if name == "kwargs":                                       # of the recipe: one that is there, or another
         values = st.dictionaries(st.sampled_from([*header["kwargs"], "os", "__class__"]), VALUES, max_size=3)
 
-    @many(max_examples=EXAMPLES)
+    @many
     @given(values)
     def holds(value):
         changed = header["kwargs"] | value if name == "kwargs" else value
@@ -218,7 +213,7 @@ def test_odd_commands(name, tmp_path, monkeypatch, run):
     Path("made/model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     monkeypatch.setattr(checkpoints, "obtain", lambda slug: run / "model.safetensors")
 
-    @many(max_examples=EXAMPLES)
+    @many
     @given(commands(name))
     def holds(words):
         CASES["bad_input"] += 1

@@ -5,12 +5,11 @@ Values are of the kind that the signature says, and wrong in shape, dtype, range
 import os
 from functools import cache, partial
 
-import hypothesis
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import judged
+from promises import judged, many
 from torch import nn
 
 from diffusion_course import papers
@@ -44,9 +43,6 @@ from diffusion_course.training import checkpoints, runs
 from diffusion_course.training.trainer import Trainer
 
 pytestmark = pytest.mark.bad_input
-EXAMPLES = int(os.environ.get("DIFFUSION_COURSE_EXAMPLES", "15"))
-many = partial(hypothesis.settings, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(hypothesis.HealthCheck))
 
 # ---- what is given
 
@@ -262,7 +258,7 @@ def elsewhere(tmp_path_factory):
 def test_a_result_or_one_clear_error(name):
     call, values, names = CASES[name]
 
-    @many(max_examples=EXAMPLES)
+    @many
     @given(values)
     def holds(value):
         judged(lambda: call(value), *names)

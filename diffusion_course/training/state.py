@@ -2,13 +2,12 @@
 
 Random state is not among it: all random numbers of a step are a function of (seed, step).
 """
-import errno
 import json
 import math
 from pathlib import Path
 
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from torch import Tensor
 
 from ..data import files
@@ -38,33 +37,31 @@ def save(trainer) -> None:
     trainer.saved = trainer.step
 
 
-def alone_in(folder: Path) -> BaseFileLock | None:
-    """Hold a run's folder until release(); a ValueError if another process trains there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0, thread_local=False, is_singleton=True)
+def hold(trainer) -> BaseFileLock | None:
+    """Hold the trainer's folder until release(), and remove what a killed run left half written.
+
+    A ValueError if another process trains there, or if it holds what this trainer neither saved nor resumed.
+    """
+    folder, path = trainer.folder, trainer.folder / "state.safetensors"
     try:
-        lock.acquire()
+        held = files.lock(folder / ".lock")
     except Timeout:
         raise ValueError(f"{folder}: another process is training there; wait for it, or choose another "
                          "folder (--out)") from None
-    except (NotImplementedError, OSError) as error:
-        if getattr(error, "errno", errno.ENOLCK) not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return None                                            # a file system without locks
-    files.remove_parts(folder)
-    files.remove_parts(folder / "samples")
-    return lock
-
-
-def check_unchanged(trainer) -> None:
-    """A ValueError if the folder holds a run that is not the one that this trainer saved or resumed."""
-    path = trainer.folder / "state.safetensors"
-    step = container.read_header(path).get("step") if path.exists() else None
-    if step is not None and trainer.saved is None:
-        raise ValueError(f"{trainer.folder} already holds a run; resume() goes on with it, "
-                         "or choose another folder")
-    if step is not None and step != trainer.saved:
-        raise ValueError(f"{trainer.folder}: another process went on to step {step} since; resume() again")
+    try:
+        step = container.read_header(path).get("step", -1) if path.exists() else trainer.saved
+        if step != trainer.saved and trainer.saved is None:
+            raise ValueError(f"{folder} already holds a run; resume() goes on with it, or choose another "
+                             "folder")
+        if step != trainer.saved:
+            raise ValueError(f"{folder}: another process went on to step {step} since; resume() again")
+        files.remove_parts(folder)
+        files.remove_parts(folder / "samples")
+    except BaseException:
+        if held is not None:
+            held.release()
+        raise
+    return held
 
 
 def load(trainer) -> None:

@@ -22,7 +22,6 @@ from ..diffusion.ema import EMA
 from ..diffusion.random import rows_of
 from ..recipe import Recipe, short_of_memory
 from . import state
-from .state import alone_in
 from .terminal import Bar, interrupts_held
 
 # steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
@@ -143,17 +142,15 @@ class Trainer:
         self.accelerator.gradient_accumulation_steps = self.accumulate         # which trainers share, too
         end = self.step + steps if steps is not None else self.total
         batches = batches if hasattr(batches, "__getitem__") else iter(batches)
-        held, shown = alone_in(self.folder) if self.folder and self.main else None, None
+        held = state.hold(self) if self.folder and self.main else None
+        shown = Bar(self.step, end) if bar and self.main else None
+        self.recipe.model.train()
         try:
-            if self.folder and self.main:
-                state.check_unchanged(self)
-            shown = Bar(self.step, end) if bar and self.main else None
-            self.recipe.model.train()
             while self.step < end:
                 began = time.monotonic()
                 with interrupts_held():
                     self.whole = False
-                    with short_of_memory(self.advice()):
+                    with short_of_memory(self.advice):
                         loss = self.advance(self.batch(batches))
                     self.seconds += time.monotonic() - began
                     self.whole = True

@@ -283,7 +283,7 @@ def test_no_memory_left_on_the_command_line(tmp_path, monkeypatch):
 
 
 def test_really_no_memory_left_for_samples():
-    with pytest.raises(OutOfMemory, match="n=1000000000000 samples of .* at once are too many; draw fewer"):
+    with pytest.raises(OutOfMemory, match="n=1000000000000 samples of .* are too many; draw fewer"):
         ddpm.recipe(width=8, size=8, num_steps=5).draw(10**12, steps=1)
 
 
