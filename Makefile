@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(PIP_FLAGS)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval.cfg
 
-.PHONY: train lab lesson test check benchmarks clean
+.PHONY: train lab lesson test test-lab check site links benchmarks clean
 
 train: $(VENV)/ready  ## set everything up and train DDPM (real MNIST if it can be had, else the built-in digits)
 	$(BIN)/diffusion-course train ddpm --resume
@@ -20,12 +20,21 @@ lesson: $(VENV)/ready-lab  ## set everything up and run one lesson without a bro
 	$(BIN)/diffusion-course run $(N)
 
 test: $(VENV)/ready-test check  ## set everything up, run the tests, then every lesson at its smallest
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/lab
 	DIFFUSION_COURSE_PRESET=smoke DIFFUSION_COURSE_OFFLINE=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile lessons
 
+test-lab: $(VENV)/ready-test  ## lessons in JupyterLab and Chromium, in a bare environment as Colab's, and as a site
+	$(BIN)/python -m pytest tests/lab
+
 check: $(VENV)/ready-test  ## style only
 	$(BIN)/ruff check .
+
+site: $(VENV)/ready-site  ## the lessons as pages to publish: build/site/index.html; a broken link is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/site-trees lessons build/site
+
+links: $(VENV)/ready-site  ## are the addresses of other sites still there? needs the internet
+	$(BIN)/python -m sphinx -q -E -b linkcheck -d build/site-trees lessons build/links
 
 benchmarks: $(VENV)/ready-test  ## speed and quality, on demand; nothing else should be running
 	$(BIN)/python tests/benchmarks/speed.py
@@ -42,6 +51,10 @@ $(VENV)/ready-lab: $(VENV)/ready
 
 $(VENV)/ready-test: $(VENV)/ready
 	$(INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/ready-site: $(VENV)/ready
+	$(INSTALL) -e '.[site]'
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """How a lesson begins, how it sizes itself to the machine, and how it checks what the learner wrote."""
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,7 +21,18 @@ def start(seed: int = 0) -> torch.device:
     data = load()
     print(f"diffusion_course {__version__}, torch {torch.__version__}, {where}\n"
           f"preset {preset_name()}, seed {seed}, data {data.name} ({len(data):,} images)")
+    if device.type == "cpu" and in_colab():
+        print("no GPU: choose Runtime, Change runtime type, T4 GPU, and run this cell again; "
+              f"without one, lessons use the preset {preset_name()}")
     return device
+
+
+def in_colab() -> bool:
+    """Whether this is a kernel of Google Colab's."""
+    try:
+        return find_spec("google.colab") is not None
+    except ModuleNotFoundError:                                # nor is there anything else of google
+        return False
 
 
 def preset(smoke: Any, laptop: Any, t4: Any) -> Any:

@@ -17,7 +17,7 @@ def explore(draw: Callable, **knobs) -> None:
         return
     from IPython.display import display
 
-    panel = interactive(draw, **knobs)
+    panel = interactive(draw, {"auto_display": True}, **knobs)     # else a returned picture is not shown
     for child in panel.children:
         if isinstance(child, Widget) and hasattr(child, "continuous_update"):
             child.continuous_update = False

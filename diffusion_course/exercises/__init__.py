@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..classroom.exercise import Exercise, Question, judge
+from ..classroom.panel import in_notebook
 from ..data.files import alone_with, whole
 
 _hints_given: Counter = Counter()
@@ -57,7 +58,7 @@ def check(key: str, function: Callable, seconds: float = 5.0) -> bool | None:
         text = reward(exercise)
     elif "\n" not in text:                                     # no hint aimed at the mistake
         text += f'\nhint("{key}") may help.'
-    print(f"{key} {exercise.title}: {said}. {text}")
+    print(f"{'✓ ' if verdict and in_notebook() else ''}{key} {exercise.title}: {said}. {text}")
     return verdict
 
 

@@ -1,17 +1,15 @@
 """Lesson 00, first contact: points in the plane and noise.  alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
-import math
-
 import torch
 
 from ..classroom.exercise import Exercise, Question, agree
 
 
 def alpha(t):
-    return torch.cos(math.pi / 2 * t)[:, None]                 # [N, 1]
+    return torch.cos(torch.pi / 2 * t)[:, None]                # [N, 1]
 
 
 def sigma(t):
-    return torch.sin(math.pi / 2 * t)[:, None]
+    return torch.sin(torch.pi / 2 * t)[:, None]
 
 
 def x0_hat(x, t, noise_hat):
@@ -26,8 +24,8 @@ def draw(g, count):
 
 # 0.1 ------------------------------------------------------------------------------------------------------
 def cosine_add_noise(x0, t, noise):
-    alpha = torch.cos(math.pi / 2 * t)[:, None]                # [N, 1], to multiply both coordinates
-    sigma = torch.sin(math.pi / 2 * t)[:, None]
+    alpha = torch.cos(torch.pi / 2 * t)[:, None]               # [N, 1], to multiply both coordinates
+    sigma = torch.sin(torch.pi / 2 * t)[:, None]
     return alpha * x0 + sigma * noise                          # [N, 2]
 
 
@@ -43,7 +41,7 @@ first = Exercise(
            "x0 and noise are [N, 2]; t is [N], one time for each point.",
     hints=("At t = 0 the result is x0, at t = 1 it is the noise.",
            "alpha is [N] and x0 is [N, 2]: which axes meet when they are multiplied?",
-           "alpha = torch.cos(math.pi / 2 * t)[:, None] is [N, 1] and multiplies both coordinates."),
+           "alpha = torch.cos(torch.pi / 2 * t)[:, None] is [N, 1] and multiplies both coordinates."),
     check=check_add_noise, solution=cosine_add_noise,
     why="alpha^2 + sigma^2 = 1, so data of variance 1 keep variance 1 at every time.",
     wrong=(
@@ -61,8 +59,8 @@ first = Exercise(
 
 # 0.2 ------------------------------------------------------------------------------------------------------
 def cosine_guess_x0(x, t, noise_hat):
-    alpha = torch.cos(math.pi / 2 * t)[:, None]                # [N, 1]
-    sigma = torch.sin(math.pi / 2 * t)[:, None]
+    alpha = torch.cos(torch.pi / 2 * t)[:, None]               # [N, 1]
+    sigma = torch.sin(torch.pi / 2 * t)[:, None]
     return (x - sigma * noise_hat) / alpha                     # [N, 2]
 
 

@@ -1,4 +1,8 @@
 """start, preset, same, explore: what every lesson begins with and leans on."""
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -16,6 +20,27 @@ def test_start_says_what_the_lesson_runs_on(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert device.type in ("cpu", "cuda")
     assert "preset smoke, seed 3, data " in said and f"torch {torch.__version__}" in said
+    assert "no GPU" not in said                                # that is for Colab
+
+
+COLAB = ModuleType("google.colab")
+COLAB.__spec__ = ModuleSpec("google.colab", None)
+
+
+@pytest.mark.parametrize("modules, gpu, advice", [
+    ({"google.colab": COLAB}, False, True), ({"google.colab": COLAB}, True, False),
+    ({"google": ModuleType("google")}, False, False), ({"google": None}, False, False)])
+def test_in_colab_start_says_how_to_get_a_gpu(modules, gpu, advice, capsys, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_COURSE_PRESET", "laptop")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    start()
+    said = capsys.readouterr().out
+    assert said.endswith("no GPU: choose Runtime, Change runtime type, T4 GPU, and run this cell again; "
+                         "without one, lessons use the preset laptop\n") == advice
+    assert said.count("\n") == (3 if advice else 2)
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "t4"])
@@ -65,6 +90,14 @@ def test_explore_draws_for_every_value_of_its_knobs():
     drawn = []
     explore(lambda t, name: drawn.append((t, name)), t=(0.0, 1.0, 0.5), name=["a", "b"])
     assert drawn == [(0.5, "a")]                               # in the middle, until someone moves it
+
+
+@pytest.mark.parametrize("picture", ["a picture", None])
+def test_explore_shows_the_picture_that_is_returned(picture, monkeypatch):
+    shown = []
+    monkeypatch.setattr("ipywidgets.widgets.interaction.display", shown.append)
+    explore(lambda t: picture, t=(0, 2))
+    assert shown == [picture] * (picture is not None)
 
 
 def test_explore_without_widgets_draws_once(monkeypatch, capsys):
