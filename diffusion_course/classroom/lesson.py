@@ -1,4 +1,5 @@
 """How a lesson begins, how it sizes itself to the machine, and how it checks what the learner wrote."""
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -7,7 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..recipe import preset_name
+from ..recipe import OutOfMemory, preset_name
+from .panel import in_notebook
+
+FULL = ("Memory is full. Ask for less in this cell (a smaller batch, fewer samples), then restart the kernel "
+        "and run the cells above again: what failed may still hold memory.")
+SESSION = ('files are gone when this session ends; lesson 00, "When something goes wrong", says how to keep '
+           "them")
 
 
 def start(seed: int = 0) -> torch.device:
@@ -21,10 +28,25 @@ def start(seed: int = 0) -> torch.device:
     data = load()
     print(f"diffusion_course {__version__}, torch {torch.__version__}, {where}\n"
           f"preset {preset_name()}, seed {seed}, data {data.name} ({len(data):,} images)")
+    if in_colab():
+        print(SESSION)
     if device.type == "cpu" and in_colab():
         print("no GPU: choose Runtime, Change runtime type, T4 GPU, and run this cell again; "
               f"without one, lessons use the preset {preset_name()}")
+    if in_notebook():
+        advise_on_full_memory()
     return device
+
+
+def advise_on_full_memory() -> None:
+    """From now on, what to do is said below the error of a cell that ran out of memory."""
+    from IPython import get_ipython
+
+    def advise(shell, kind, error, traceback, tb_offset=None):
+        shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+        print(FULL, file=sys.stderr)
+
+    get_ipython().set_custom_exc((torch.cuda.OutOfMemoryError, OutOfMemory, MemoryError), advise)
 
 
 def in_colab() -> bool:

@@ -5,6 +5,7 @@
     solution("1.2")                the reference solution
     progress()                     what you have solved so far
 """
+import dis
 import importlib
 import inspect
 import json
@@ -83,9 +84,29 @@ def hint(key: str) -> None:
 
 
 def solution(key: str) -> None:
-    """Print the reference solution and why it is right."""
+    """Print the reference solution, which runs where torch is imported, and why it is right."""
     exercise = find(key)
-    print(f"{inspect.getsource(exercise.solution)}\n{exercise.why}")
+    print("\n\n".join([*whole_source(exercise.solution).values(), exercise.why]))
+
+
+def whole_source(function: Callable) -> dict[str, str]:
+    """The code of a function after the imports, numbers and functions of its file that it uses, by name."""
+    module, code, parts = inspect.getmodule(function), [function.__code__], {}
+    for inner in code:                                         # it grows: functions hold the code of others
+        code += [part for part in inner.co_consts if inspect.iscode(part)]
+    names = [line.argval for inner in code for line in dis.get_instructions(inner)
+             if line.opname == "LOAD_GLOBAL"]
+    for name in dict.fromkeys(names):
+        used = vars(module).get(name)
+        if inspect.ismodule(used) and name != "torch":
+            parts[name] = f"import {used.__name__}" + (f" as {name}" if used.__name__ != name else "")
+        elif isinstance(used, (int, float)):
+            parts[name] = f"{name} = {used}"
+        elif getattr(used, "__module__", module.__name__) != module.__name__:
+            parts[name] = f"from {used.__module__} import {name}"
+        elif inspect.isfunction(used) and used is not function:
+            parts |= whole_source(used)
+    return parts | {function.__name__: inspect.getsource(function).strip()}
 
 
 def progress(width: int = 12) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import diffusion_course.classroom as classroom
-from diffusion_course.classroom.lesson import preset, same, start
+from diffusion_course.classroom.lesson import FULL, advise_on_full_memory, preset, same, start
 from diffusion_course.classroom.widgets import explore
 
 
@@ -40,7 +40,23 @@ def test_in_colab_start_says_how_to_get_a_gpu(modules, gpu, advice, capsys, monk
     said = capsys.readouterr().out
     assert said.endswith("no GPU: choose Runtime, Change runtime type, T4 GPU, and run this cell again; "
                          "without one, lessons use the preset laptop\n") == advice
-    assert said.count("\n") == (3 if advice else 2)
+    assert ("files are gone when this session ends" in said) == ("google.colab" in modules)
+    assert said.count("\n") == 2 + advice + ("google.colab" in modules)
+
+
+@pytest.mark.parametrize("error, advice", [
+    ("torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB')", True),
+    ("diffusion_course.recipe.OutOfMemory('out of memory: n=9 samples are too many')", True),
+    ("ValueError('no')", False)])
+def test_a_cell_that_ran_out_of_memory_says_what_to_do(error, advice, capsys, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    advise_on_full_memory()
+    result = shell.run_cell(f"import torch, diffusion_course.recipe\nraise {error}")
+    said = capsys.readouterr()
+    assert result.error_in_exec is not None and str(result.error_in_exec) in said.out
+    assert (FULL in said.err) == advice
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "t4"])

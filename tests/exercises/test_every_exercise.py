@@ -10,7 +10,7 @@ from diffusion_course.classroom.exercise import judge
 from diffusion_course.diffusion.likelihood import posterior
 from diffusion_course.diffusion.samplers import ddim_step
 from diffusion_course.diffusion.schedules import Cosine, DiscreteVP, cosine_beta, linear_beta
-from diffusion_course.exercises import find, lessons, of_lesson
+from diffusion_course.exercises import find, lessons, of_lesson, solution
 
 ALL = [exercise for lesson in lessons() for exercise in of_lesson(lesson)]
 each = pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.key)
@@ -31,6 +31,15 @@ def test_keys_are_those_of_their_lessons():
         assert keys == [f"{int(lesson)}.{n + 1}" for n in range(len(keys))] and len(keys) >= 3
         points = [exercise.points for exercise in of_lesson(lesson)]
         assert points == sorted(points) and points[0] > 0      # easy ones first
+
+
+@each
+def test_what_solution_prints_is_a_solution_in_the_notebook(exercise, capsys):
+    """Pasted below `import torch`, it passes its check: nothing that it uses is missing."""
+    solution(exercise.key)
+    code, space = capsys.readouterr().out.removesuffix(f"\n\n{exercise.why}\n"), {"torch": torch}
+    exec(code, space)
+    assert judge(exercise, space[exercise.solution.__name__], seconds=60) == (True, "")
 
 
 @each
