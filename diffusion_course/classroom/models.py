@@ -41,7 +41,7 @@ def results(name: str) -> dict[str, Any]:
 def trained(slug: str, device: torch.device) -> Path:
     """The model in runs/SLUG, after training it, or the rest of it, at the preset of this machine."""
     shipped, folder = SHIPPED[slug], Path("runs") / slug
-    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs,
+    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs, init=shipped.init,
                              cpu=device.type == "cpu")
     for _ in trainer.run(batches, bar=True):
         pass

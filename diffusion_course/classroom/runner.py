@@ -1,4 +1,5 @@
 """Run a lesson's notebook without a browser, in a kernel of its own, and keep what it shows."""
+import ast
 import base64
 import os
 import re
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from ..data.files import whole
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+USAGE = "__import__('time').process_time(), open('/proc/self/status').read()"
 EMBEDDED = re.compile(r"data:(image/gif|video/mp4);base64,([A-Za-z0-9+/=\s]+)")
 
 
@@ -22,14 +24,17 @@ class LessonError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A lesson that ran: the executed notebook, the pictures taken from it, and the minutes it took."""
+    """A lesson that ran: the executed notebook, the pictures taken from it, and what it cost."""
 
     notebook: Path
     figures: list[Path]
     minutes: float
+    usage: dict[str, float]                                    # of the kernel; empty where it is unknown
 
     def __str__(self) -> str:
-        return (f"{self.notebook.stem} ran in {self.minutes:.1f} minutes\n"
+        usage = "; {processor:.1f} minutes of processor time, {memory:.1f} GB".format(**self.usage) \
+            if self.usage else ""
+        return (f"{self.notebook.stem} ran in {self.minutes:.1f} minutes{usage}\n"
                 f"notebook  {self.notebook}\n"
                 f"figures   {self.notebook.with_suffix('')} ({len(self.figures)})")
 
@@ -60,7 +65,7 @@ def run(path: str | Path, out: str | Path = "runs/lessons", preset: str | None =
     out.mkdir(parents=True, exist_ok=True)
     nb = nbformat.read(path, as_version=4)
     try:
-        execute(nb, path, environment, timeout)
+        usage = execute(nb, path, environment, timeout)
     except LessonError as error:
         raise LessonError(f"{error}; the notebook up to there is {written}") from error
     except KeyboardInterrupt:
@@ -70,11 +75,14 @@ def run(path: str | Path, out: str | Path = "runs/lessons", preset: str | None =
         with whole(written) as part:
             nbformat.write(clean(nb), part)
         figures = write_figures(nb, written.with_suffix(""))
-    return Run(written, figures, (time.monotonic() - began) / 60)
+    return Run(written, figures, (time.monotonic() - began) / 60, usage)
 
 
-def execute(nb, path: Path, environment: dict[str, str], timeout: int | None) -> None:
-    """Fill in the outputs of nb, read from path; a LessonError names the cell that failed."""
+def execute(nb, path: Path, environment: dict[str, str], timeout: int | None) -> dict[str, float]:
+    """Fill in the outputs of nb, read from path, and return what the kernel used.
+
+    A LessonError names the cell that failed.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -101,6 +109,19 @@ def execute(nb, path: Path, environment: dict[str, str], timeout: int | None) ->
             else:
                 continue
             raise LessonError(f"{path.name} failed in cell [{number}], `{line}`: {why}")
+        return used(client)
+
+
+def used(client) -> dict[str, float]:
+    """Minutes of processor time and the peak of memory in GB, as a kernel says; {} where it is no Linux."""
+    from nbclient.util import run_sync
+
+    reply = run_sync(client.kc.execute_interactive)("", silent=True, user_expressions={"usage": USAGE})
+    answer = reply["content"]["user_expressions"]["usage"]
+    if answer["status"] != "ok":
+        return {}
+    seconds, status = ast.literal_eval(answer["data"]["text/plain"])
+    return {"processor": seconds / 60, "memory": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9}
 
 
 def this_interpreter():

@@ -114,11 +114,27 @@ def run_lesson(
         lesson: Annotated[str, typer.Argument(metavar="LESSON", help="Its number or name: 1, 01, ddpm.")],
         preset: Annotated[Optional[str], typer.Option(help="smoke, laptop, t4; default: by device.")] = None,
         out: Annotated[Path, typer.Option(help="Folder of the executed notebook.")] = Path("runs/lessons"),
-        timeout: Annotated[Optional[int], typer.Option(min=1, help="Seconds for each cell.")] = None):
+        timeout: Annotated[Optional[int], typer.Option(min=1, help="Seconds for each cell.")] = None,
+        costs: Annotated[Optional[Path], typer.Option(help="A file to keep minutes and memory in.")] = None):
     """Run a lesson's notebook without a browser, and keep its pictures as files."""
     from ..classroom.curriculum import find, notebook
     from ..classroom.runner import run
-    print(run(notebook(find(lesson)), out, preset, timeout))
+    done = run(notebook(find(lesson)), out, preset, timeout)
+    print(done)
+    if costs is not None:
+        from ..classroom.costs import keep
+        from ..recipe import preset_name
+        keep(find(lesson), preset_name(preset), done, costs)
+
+
+@app.command("costs")
+def show_costs(
+        file: Annotated[Optional[Path], typer.Option(help="Default: the course's own.")] = None,
+        as_json: Json = False):
+    """Show the minutes and the memory that each lesson takes at each preset."""
+    from ..classroom import costs
+    found = costs.read(file)
+    say(found, as_json, [costs.markdown_table(found)])
 
 
 @app.command("assignment")
@@ -136,6 +152,26 @@ def write_assignment(
 
 
 app.add_typer(training, name="train")
+
+
+@app.command("train-all")
+def train_everything(
+        budget: Annotated[float, typer.Option(min=0, help="Minutes for all of it.")],
+        only: Annotated[Optional[str], typer.Option(help="Names of models: a,b; default: all.")] = None,
+        preset: Annotated[Optional[str], typer.Option(help="smoke, laptop, t4; default: by device.")] = None,
+        n: Annotated[int, typer.Option("--n", min=4, help="Samples that a model is measured by.")] = 256,
+        board: Annotated[Path, typer.Option(help="Leaderboard that gets the rows.")] = Path(
+            "runs/leaderboard.jsonl"),
+        precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
+        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False):
+    """Train and measure the models of the course in the time there is; what stands in runs/NAME goes on."""
+    from ..recipe import preset_name
+    from .everything import models, train_all
+    chosen = only.split(",") if only else list(models())
+    if unknown := set(chosen) - set(models()):
+        raise BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(models())}",
+                           param_hint="--only")
+    train_all(chosen, preset_name(preset), budget, n, board, precision=precision, cpu=cpu)
 
 
 # ---- sample

@@ -10,13 +10,14 @@ from ..data.download import repository_data
 class Shipped:
     """SHA-256 of data/checkpoints/SLUG.safetensors, or of another file below data/.
 
-    A model has the paper and the arguments of its recipe; what these leave open is decided by the preset of
-    the machine that trains it afresh.
+    A model has the paper, the arguments of its recipe and the models that it begins with; what these leave
+    open is decided by the preset of the machine that trains it afresh.
     """
 
     sha256: str
     paper: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
     file: str | None = None
 
 
@@ -49,7 +50,7 @@ SHIPPED = {
     "vid-mm": Shipped("cddc24f4bc2a278fd198f454be33c559e9146687190e1040ca46f0e0924c0e2e",
                       "video_diffusion_models"),
     "vid-mm-text": Shipped("df0edcdfdfd881514770266d0b2c16986d59d7b1a81d784378ff00393451e98f",
-                           "video_diffusion_models", {"words": 21}),
+                           "video_diffusion_models", {"words": 21}, "img-mm,vid-mm"),
     "fdm-mm": Shipped("a2047ad4024df82175a851cbbfd9f5b49906ab4f0adc97940b364992385b5d30",
                       "flexible_diffusion", {"given": 0.9}),
     "latents": Shipped("9e0b5c805980a923bd1e73a19878451927a919028e38d908b4f7252239848ef2",
