@@ -1,4 +1,7 @@
-"""What a lesson costs: minutes and peak memory at each preset, as they were measured or computed."""
+"""What a lesson costs: minutes and peak memory at each preset, as they were measured or computed.
+
+`diffusion-course run NN --preset laptop --costs FILE` measures; tests/benchmarks/t4.py computes the T4's.
+"""
 import json
 import platform
 from pathlib import Path

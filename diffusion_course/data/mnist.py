@@ -16,6 +16,7 @@ from .captions import Actor, caption
 from .download import DownloadError, cache_folder, decompressed, fetch, given_folder
 from .images import Images, image_folder
 
+SAID: set[str] = set()
 MIRRORS = ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"]
 FILES = {  # (split, kind): name and MD5 of the decompressed bytes
     ("train", "images"): ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
@@ -119,6 +120,13 @@ def builtin_digits(split: str = "train", size: int = 32, copies: int = 8) -> Ima
     return Images("digits", resized((x * 255).round().byte(), size), label, said_of(label))
 
 
+def say_once(what: str, why: str) -> None:
+    """On stderr, unless this process has said it before."""
+    if what not in SAID:
+        print(f"{what} ({why})", file=sys.stderr)
+        SAID.add(what)
+
+
 def load(name: str | None = None, split: str = "train", size: int = 32, channels: int = 1) -> Images:
     """mnist, digits, or a folder of images; None is mnist if it can be had, else digits, and says so."""
     if channels not in (1, 3):
@@ -129,8 +137,8 @@ def load(name: str | None = None, split: str = "train", size: int = 32, channels
         except DownloadError as error:
             if name is not None:
                 raise
-            print(f"MNIST is not here and could not be fetched; using scikit-learn's 1,797 digits instead. "
-                  f"({str(error).splitlines()[0].rstrip(':')})", file=sys.stderr)
+            say_once("MNIST is not here and could not be fetched; using scikit-learn's 1,797 digits instead.",
+                     str(error).splitlines()[0].rstrip(":"))
             data = builtin_digits(split, size)
     elif name == "digits":
         data = builtin_digits(split, size)

@@ -51,7 +51,10 @@ def find(key: str) -> Exercise:
 
 
 def check(key: str, function: Callable, seconds: float = 5.0) -> bool | None:
-    """Print whether the function solves the exercise; True if so, False if not, None if not written yet."""
+    """Print whether the function solves the exercise; True if so, False if not, None if not written yet.
+
+    In a notebook, which would show what is returned below what is printed, nothing is.
+    """
     exercise = find(key)
     verdict, text = judge(exercise, function, seconds)
     said = {True: "correct", False: "wrong", None: "not solved yet"}[verdict]
@@ -60,7 +63,7 @@ def check(key: str, function: Callable, seconds: float = 5.0) -> bool | None:
     elif "\n" not in text:                                     # no hint aimed at the mistake
         text += f'\nhint("{key}") may help.'
     print(f"{'✓ ' if verdict and in_notebook() else ''}{key} {exercise.title}: {said}. {text}")
-    return verdict
+    return None if in_notebook() else verdict
 
 
 def reward(exercise: Exercise) -> str:

@@ -41,6 +41,7 @@ def nothing_here(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_COURSE_OFFLINE", "1")
     monkeypatch.delenv("DIFFUSION_COURSE_DATA", raising=False)
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(module, "SAID", set())                 # nothing has been said yet
 
 
 # ---- the IDX reader
@@ -257,6 +258,7 @@ def test_digits_stand_in_and_one_line_says_so(capsys):
                                    "using scikit-learn's 1,797 digits instead.")
     assert "DIFFUSION_COURSE_OFFLINE is set" in captured.err
     assert load("digits").name == "digits" and capsys.readouterr().err == ""
+    assert load(split="test").name == "digits" and capsys.readouterr().err == ""           # once is enough
 
 
 def test_asking_for_mnist_by_name_gives_mnist_or_fails():

@@ -99,6 +99,7 @@ def test_a_solved_exercise_gets_its_tick(lesson, shots):
     code = inspect.getsource(exercise.solution) + f"\nanswer = {exercise.solution.__name__}\n{call}"
     lesson.answer(number, f"import math\n\n{code}")
     assert said(lesson, number).startswith(f"✓ {exercise.key}") and "correct" in said(lesson, number)
+    assert len(lesson.outputs(number)) == 1
     lesson.shoot(shots / f"{lesson.key}_exercise.png")
 
 
