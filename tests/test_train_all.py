@@ -1,15 +1,19 @@
 """train-all: the order of the models, the time that each gets, and what a second call finds."""
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command import done, fails
+import torch
+from command import call, done, fails
 
 from diffusion_course.cli import everything
 from diffusion_course.data import mnist
 from diffusion_course.data.download import sha256_of
 from diffusion_course.training.container import read_header
+from diffusion_course.training.shipped import SHIPPED
+from diffusion_course.training.trainer import Trainer
 
 TRAIN = ("train-all", "--preset", "smoke", "--n", "8", "--cpu")
 CHAINS = ["vae-mm img-mm vid-mm vid-mm-text", "vid-mm fdm-mm", "vae-mm dit-class",
@@ -40,43 +44,90 @@ def test_what_was_trained_before_is_what_a_model_begins_with():
     assert everything.arguments("vid-mm-text", "laptop", ())["recipe"]["autoencoder"] == "vae-mm"
 
 
-@pytest.mark.parametrize("seconds, steps", [(1e9, 1000), (50.0, 100), (0.0, 4)])
-def test_a_run_is_as_long_as_fits(seconds, steps):
-    """Steps take half a second, the first of them ten."""
-    trainer = SimpleNamespace(step=0, seconds=0.0, total=1000)
+class Slow:
+    """A trainer whose steps take half a second by its own clock, the first of them ten."""
 
-    def run(batches, count):
+    def __init__(self):
+        self.step, self.total, self.folder, self.now = 0, 1000, Path("runs/slow"), 0.0
+
+    def run(self, batches, count):
         for _ in range(count):
-            trainer.step, trainer.seconds = trainer.step + 1, trainer.seconds + (0.5 if trainer.step else 10)
-            yield SimpleNamespace(tensor=__import__("torch").zeros(()))
+            assert self.folder is None                         # so none of these steps is saved
+            self.step, self.now = self.step + 1, self.now + (0.5 if self.step else 10)
+            yield SimpleNamespace(tensor=torch.zeros(()))
 
-    trainer.run = run
+
+@pytest.mark.parametrize("seconds, steps", [(1e9, 1000), (math.inf, 1000), (11.5 + 50, 104), (11.5 + 5, 14)])
+def test_a_run_is_as_long_as_fits(seconds, steps, monkeypatch):
+    trainer = Slow()
+    monkeypatch.setattr(everything.time, "monotonic", lambda: trainer.now)
     everything.shorten(trainer, None, seconds)
-    assert trainer.total == steps
+    assert trainer.total == steps and trainer.folder == Path("runs/slow")
 
 
-def test_everything_is_trained_measured_and_kept():
-    said = done(*TRAIN, "--only", "dit-class,vae-mm", "--budget", "5")
+def test_a_run_is_not_begun_for_nothing(monkeypatch):
+    trainer = Slow()
+    monkeypatch.setattr(everything.time, "monotonic", lambda: trainer.now)
+    with pytest.raises(ValueError, match="its 13 seconds hold 7 of 1000 steps; it needs a larger --budget"):
+        everything.shorten(trainer, None, 13)
+
+
+def rows():
+    return [json.loads(line) for line in Path("runs/leaderboard.jsonl").read_text().splitlines()]
+
+
+def test_everything_is_trained_measured_and_kept(monkeypatch):
+    said = done(*TRAIN, "--only", "dit-class,vae-mm", "--budget", "9")
     assert said.index("vae-mm (1 of 2)") < said.index("dit-class (2 of 2)")
-    board = [json.loads(line) for line in Path("runs/leaderboard.jsonl").read_text().splitlines()]
-    assert [row["model"] for row in board] == ["vae-mm", "dit-class"]
+    assert [row["model"] for row in rows()] == ["vae-mm", "dit-class"]
     header = read_header("runs/dit-class/model.safetensors")
-    assert header["step"] == board[1]["training"]["steps"] == 40
-    assert header["kwargs"]["autoencoder"] == {"checkpoint": "vae-mm",
-                                               "sha256": sha256_of(Path("runs/vae-mm/model.safetensors"))}
-    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.safetensors")}
-    assert "step 40 of 40" in done(*TRAIN, "--only", "dit-class,vae-mm", "--budget", "5")
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert header["step"] == rows()[1]["training"]["steps"] == 40
+    parts = {"checkpoint": "vae-mm", "sha256": sha256_of(Path("runs/vae-mm/model.safetensors"))}
+    assert header["kwargs"]["autoencoder"] == parts
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.is_file()}
+    for only in "dit-class", "dit-class,vae-mm":               # nothing is done again
+        done(*TRAIN, "--only", only, "--budget", "0")
+        assert before == {path: path.stat().st_mtime_ns for path in before}
+    Path("runs/leaderboard.jsonl").unlink()                    # what is finished is measured if it is not yet
+    done(*TRAIN, "--only", "dit-class", "--budget", "0")
+    assert [row["model"] for row in rows()] == ["dit-class"]
 
 
-def test_a_run_that_the_time_did_not_suffice_for_goes_on(monkeypatch):
-    monkeypatch.setattr(everything, "TRAINING", 50)            # it is planned to be longer than there is time
-    assert "the time is up before ddpm" in done(*TRAIN, "--only", "ddpm", "--budget", "0.04")
-    step = read_header("runs/ddpm/state.safetensors")["step"]
-    assert 0 < step < 60 and not Path("runs/leaderboard.jsonl").exists()
-    planned = read_header("runs/ddpm/state.safetensors")["settings"]["planned_steps"]
-    assert f"step {step} of {planned}" in done(*TRAIN, "--only", "ddpm", "--budget", "5")
-    assert read_header("runs/ddpm/model.safetensors")["step"] == planned
+def test_what_the_time_did_not_suffice_for_goes_on_with_its_own_parts(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(everything.time, "monotonic", lambda: clock.now)
+    took = Trainer.advance
+
+    def advance(self, batch):                                  # a minute for each step
+        clock.now += 60
+        return took(self, batch)
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(everything, "TRAINING", 50)            # runs are planned longer than there is time
+    assert "the time is up before dit-class" in done(*TRAIN, "--only", "dit-class", "--budget", "20")
+    assert read_header("runs/dit-class/state.safetensors")["step"] == 21
+    assert "the time is up before vae-mm" in done(*TRAIN, "--only", "vae-mm,dit-class", "--budget", "9")
+    assert "step 10 of 40" in done(*TRAIN, "--only", "vae-mm", "--budget", "99")
+    assert "step 21 of 40" in done(*TRAIN, "--only", "vae-mm,dit-class", "--budget", "99")
+    assert {row["model"] for row in rows()} == {"vae-mm", "dit-class"}
+    assert read_header("runs/dit-class/model.safetensors")["kwargs"]["autoencoder"]["sha256"] == \
+        SHIPPED["vae-mm"].sha256                               # with which it began
+
+
+def test_what_fails_is_left_out_with_what_needs_it(monkeypatch):
+    Path("runs/vae-mm").mkdir(parents=True)
+    Path("runs/vae-mm/state.safetensors").write_text("no state")
+    result = call(*TRAIN, "--only", "vae-mm,dit-class,ddpm", "--budget", "9")
+    assert result.code == 1 and "error: not trained: vae-mm, dit-class; their errors are above" in result.err
+    assert "runs/vae-mm/state.safetensors: truncated" in result.out
+    assert "dit-class (3 of 3): it needs vae-mm" in result.out
+    assert [row["model"] for row in rows()] == ["ddpm"]
+
+
+def test_the_smallest_models_begin_with_no_other():
+    """Those that ship are larger."""
+    assert not any("init" in everything.needs(slug, "smoke") for slug in everything.models())
+    assert everything.needs("vid-mm-text", "laptop")["init"] == "img-mm,vid-mm"
 
 
 def test_an_unknown_model_is_named():

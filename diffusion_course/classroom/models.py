@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import papers
 from ..recipe import Recipe, preset_name
 from ..training import checkpoints, container
 from ..training.runs import begin
@@ -41,7 +42,8 @@ def results(name: str) -> dict[str, Any]:
 def trained(slug: str, device: torch.device) -> Path:
     """The model in runs/SLUG, after training it, or the rest of it, at the preset of this machine."""
     shipped, folder = SHIPPED[slug], Path("runs") / slug
-    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs, init=shipped.init,
+    init = shipped.begins_with(papers.module(shipped.paper).PRESETS[preset_name()].init)
+    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs, init=init,
                              cpu=device.type == "cpu")
     for _ in trainer.run(batches, bar=True):
         pass

@@ -164,10 +164,13 @@ def train_everything(
             "runs/leaderboard.jsonl"),
         precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
         cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False):
-    """Train and measure the models of the course in the time there is; what stands in runs/NAME goes on."""
+    """Train and measure the models of the course in the time there is.
+
+    What stands in runs/NAME goes on, or is kept if it is finished; delete it to train it anew.
+    """
     from ..recipe import preset_name
     from .everything import models, train_all
-    chosen = only.split(",") if only else list(models())
+    chosen = list(models()) if only is None else only.split(",")
     if unknown := set(chosen) - set(models()):
         raise BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(models())}",
                            param_hint="--only")

@@ -2,14 +2,17 @@
 import time
 from collections.abc import Iterable
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .. import papers
 
 RUNS = Path("runs")  # where references to models that were trained here are looked up, too
-TRAINING = 0.85  # part of the time; the rest is for measuring what was trained
-TRIED = 4  # steps that tell how long a step takes; the first is slower, and does not count
+TRAINING = 0.8  # part of the time; the rest is for measuring what was trained
+TRIED = 4  # steps that tell how long a step takes
+LEAST = 0.01  # part of a preset's steps; a model is not worth beginning that gets fewer
 
 
 def models() -> dict[str, Any]:
@@ -19,19 +22,22 @@ def models() -> dict[str, Any]:
 
 
 def needs(slug: str, preset: str) -> dict[str, str]:
-    """The models of the course that a training needs: argument (or init) -> name."""
+    """The models of the course that a training needs: argument (or init) -> their names."""
     shipped = models()[slug]
     plan = papers.module(shipped.paper).PRESETS[preset]
-    asked = plan.recipe | shipped.kwargs | {"init": shipped.init or plan.init}
+    asked = plan.recipe | shipped.kwargs | {"init": shipped.begins_with(plan.init)}
     return {name: value for name, value in asked.items() if isinstance(value, str)
             and set(value.split(",")) <= set(models())}
+
+
+def needed(slug: str, preset: str) -> set[str]:
+    return {name for value in needs(slug, preset).values() for name in value.split(",")}
 
 
 def in_order(slugs: Iterable[str], preset: str) -> list[str]:
     """These models, each after those of them that it needs."""
     chosen = set(slugs)
-    graph = {slug: {name for value in needs(slug, preset).values() for name in value.split(",")}
-             for slug in models()}
+    graph = {slug: needed(slug, preset) for slug in models()}
     return [slug for slug in TopologicalSorter(graph).static_order() if slug in chosen]
 
 
@@ -43,56 +49,107 @@ def arguments(slug: str, preset: str, fresh: Iterable[str]) -> dict[str, Any]:
     return {"recipe": models()[slug].kwargs | found, "init": init, "preset": preset}
 
 
+def header(slug: str) -> dict[str, Any] | None:
+    """What is written of a run in its state, if there is one."""
+    from ..training.container import read_header
+    state = RUNS / slug / "state.safetensors"
+    return read_header(state) if state.exists() else None
+
+
+def finished(slug: str) -> bool:
+    found = header(slug)
+    return found is not None and found["step"] == found["settings"]["planned_steps"]
+
+
+def begun(slug: str, preset: str, seconds: float, **options: Any):
+    """The trainer and the batches of a run: as it was left, or new and as long as fits into the time."""
+    from ..data.download import sha256_of
+    from ..training.runs import begin
+
+    fresh, found, numbers = set(filter(finished, needed(slug, preset))), header(slug), {}
+    if found is not None:                                      # it keeps its length and its parts
+        numbers = {"steps": found["settings"]["planned_steps"]}
+        fresh = {other for other in fresh
+                 if sha256_of(RUNS / other / "model.safetensors") in str(found["kwargs"])}
+    trainer, batches = begin(models()[slug].paper, RUNS / slug, resume=True, numbers=numbers,
+                             **arguments(slug, preset, fresh), **options)
+    if found is None:
+        shorten(trainer, batches, seconds)
+    return trainer, batches
+
+
 def shorten(trainer, batches, seconds: float) -> None:
-    """Plan a run that begins to be as long as its preset says, or as fits into the time."""
-    steps = trainer.run(batches, TRIED - trainer.step)
-    next(steps)
-    first = trainer.seconds
-    for step in steps:
+    """Plan a run to be as long as its preset says, or as fits into the time; a ValueError if hardly any does.
+
+    The steps that tell are the first ones of the run.  None of them is saved.
+    """
+    folder, trainer.folder, marks = trainer.folder, None, [time.monotonic()]
+    for step in trainer.run(batches, min(TRIED, trainer.total)):
         step.tensor.isfinite().item()                          # a GPU has done it now
-    pace = (trainer.seconds - first) / max(1, TRIED - 1)
-    trainer.total = max(trainer.step, min(trainer.total, int(seconds / pace)))
+        marks.append(time.monotonic())
+    trainer.folder = folder
+    pace = median(after - before for before, after in pairwise(marks))
+    fits = trainer.step + max(0.0, seconds - (marks[-1] - marks[0])) / pace
+    if fits < LEAST * trainer.total:
+        raise ValueError(f"its {seconds:.0f} seconds hold {fits:.0f} of {trainer.total} steps; it needs a "
+                         "larger --budget, or --only")
+    trainer.total = int(min(trainer.total, fits))
 
 
 def train_all(slugs: list[str], preset: str, minutes: float, n: int, board: Path, **options: Any) -> None:
     """Train, evaluate and put on the board; what stands in runs/NAME goes on, or is kept if it is finished.
 
-    Each model gets an equal part of the time that is left, and no more than its preset takes.
+    Each model gets an equal part of the time that is left, and no more than its preset takes.  What fails is
+    said and left out, with what needs it; a RuntimeError names it at the end.
     """
+    from accelerate import PartialState
+
+    if PartialState(cpu=options.get("cpu", False)).num_processes > 1:
+        raise ValueError("train-all runs in one process; start several, each with models of its own (--only)")
+    end, slugs, failed = time.monotonic() + 60 * minutes, in_order(slugs, preset), {}
+    for number, slug in enumerate(slugs):
+        left, usual = end - time.monotonic(), papers.module(models()[slug].paper).PRESETS[preset].steps
+        wanting = failed.keys() & needed(slug, preset)
+        try:
+            if wanting:
+                raise ValueError(f"it needs {', '.join(wanting)}")
+            if not finished(slug):
+                if left <= 0:
+                    print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
+                    break
+                part = TRAINING * left / (len(slugs) - number)
+                trainer, batches = begun(slug, preset, part, **options)
+                print(f"{slug} ({number + 1} of {len(slugs)}): step {trainer.step} of {trainer.total} "
+                      f"(preset: {usual}), {part / 60:.1f} minutes", flush=True)
+                for _ in trainer.run(batches, bar=True):
+                    if time.monotonic() > end:
+                        break                                  # leaving the loop saves the run
+                if trainer.step < trainer.total:
+                    print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
+                    break
+            measured(RUNS / slug / "model.safetensors", n, board, cpu=options.get("cpu", False))
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            failed[slug] = error
+            print(f"{slug} ({number + 1} of {len(slugs)}): {error}", flush=True)
+    if failed:
+        raise RuntimeError(f"not trained: {', '.join(failed)}; their errors are above")
+
+
+def measured(model: Path, n: int, board: Path, cpu: bool) -> None:
+    """Put a model on the board if it is not there; of little data fewer than n samples are compared."""
     import torch
 
+    from ..data.download import sha256_of
     from ..evaluation import leaderboard, measure
-    from ..training import checkpoints
-    from ..training.container import read_header
-    from ..training.runs import begin, data_of
+    from ..training import checkpoints, container
+    from ..training.runs import data_of
 
-    end, slugs = time.monotonic() + 60 * minutes, in_order(slugs, preset)
-    device = "cpu" if options.get("cpu") or not torch.cuda.is_available() else "cuda"
-    for number, slug in enumerate(slugs):
-        folder = RUNS / slug
-        state, model = folder / "state.safetensors", folder / "model.safetensors"
-        fresh = {other for other in slugs[:number] if (RUNS / other / "model.safetensors").exists()}
-        given = arguments(slug, preset, fresh)
-        if state.exists():                                     # it keeps the length that it was planned with
-            given["numbers"] = {"steps": read_header(state)["settings"]["planned_steps"]}
-        trainer, batches = begin(models()[slug].paper, folder, resume=True, **given, **options)
-        part = TRAINING * max(0.0, end - time.monotonic()) / (len(slugs) - number)
-        if trainer.step < TRIED < trainer.total:
-            shorten(trainer, batches, part)
-        usual = papers.module(models()[slug].paper).PRESETS[preset].steps
-        print(f"{slug} ({number + 1} of {len(slugs)}): step {trainer.step} of {trainer.total} "
-              f"(preset: {usual}), {part / 60:.1f} minutes", flush=True)
-        trained = trainer.step < trainer.total
-        for _ in trainer.run(batches, bar=True):
-            if time.monotonic() > end:
-                break                                          # leaving the loop saves the run
-        if trainer.step < trainer.total:
-            print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
-            return
-        rows = leaderboard.read(board) if board.exists() else []
-        if trained or slug not in {row["model"] for row in rows}:
-            checkpoints.write_card(model)
-            most = len(data_of(trainer.recipe, trainer.facts["data"], "test")) // 2
-            leaderboard.add(measure.evaluate(model, min(n, most), device=device), board)
-    print(leaderboard.table([row for row in leaderboard.read(board) if row["model"] in slugs]))
-    print(f"-> {board}")
+    if board.exists() and sha256_of(model) in {row["sha256"] for row in leaderboard.read(board)}:
+        return
+    checkpoints.write_card(model)
+    device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
+    data = container.read_header(model).get("data")
+    most = len(data_of(checkpoints.load_model(model), data, "test")) // 2
+    row = measure.evaluate(model, min(n, most), device=device)
+    leaderboard.add(row, board)
+    print(f"{leaderboard.table([row])}\n-> {board}", flush=True)

@@ -20,6 +20,10 @@ class Shipped:
     init: str | None = None
     file: str | None = None
 
+    def begins_with(self, usual: str | None) -> str | None:
+        """The models that it begins with at a preset that usually begins with others, or with none."""
+        return usual and (self.init or usual)
+
 
 SHIPPED = {
     "ddpm": Shipped("1442ba7fb92a9a12decf9d9240650c8247dd6def47e08c2b40dcdc4eb3697729", "ddpm"),
