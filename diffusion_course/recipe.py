@@ -24,15 +24,21 @@ class OutOfMemory(RuntimeError):
     """The device has not enough memory; the message says what to lower."""
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU or of this machine is full."""
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError, OutOfMemory)
+    return isinstance(error, kinds) or ALLOCATION in str(error)
+
+
 @contextmanager
 def short_of_memory(advice: Callable[[], str]):
     """Where memory runs out in this block, an OutOfMemory gives the advice."""
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        reason = (str(error) or "no memory is left").splitlines()[0]
-        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and ALLOCATION not in reason:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not is_full_memory(error):
             raise
+        reason = (str(error) or "no memory is left").splitlines()[0]
         raise OutOfMemory(f"out of memory: {advice()} ({reason})") from error
 
 

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data.files import alone_with, whole
 from ..training.checkpoints import obtain
 from .curriculum import LESSONS, Lesson, ready
@@ -25,8 +27,8 @@ def keep(lesson: Lesson, preset: str, run: Run, path: Path) -> None:
 
     The minutes are those of one core, for a clock also counts what else the machine does.
     """
-    if not run.usage:
-        raise ValueError("this system does not say what a process has used; measure on Linux")
+    if not run.usage or torch.cuda.is_available():
+        raise ValueError("what a lesson costs is measured on Linux without a GPU (CUDA_VISIBLE_DEVICES=)")
     add(lesson, preset, {"minutes": run.usage["processor"], "memory": run.usage["memory"],
                          "how": "measured", "device": f"one core, {platform.machine()}"}, path)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..recipe import OutOfMemory, preset_name
+from ..recipe import is_full_memory, preset_name
 from .panel import in_notebook
 
 FULL = ("Memory is full. Ask for less in this cell (a smaller batch, fewer samples), then restart the kernel "
@@ -44,9 +44,10 @@ def advise_on_full_memory() -> None:
 
     def advise(shell, kind, error, traceback, tb_offset=None):
         shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
-        print(FULL, file=sys.stderr)
+        if is_full_memory(error):
+            print(FULL, file=sys.stderr)
 
-    get_ipython().set_custom_exc((torch.cuda.OutOfMemoryError, OutOfMemory, MemoryError), advise)
+    get_ipython().set_custom_exc((RuntimeError, MemoryError), advise)
 
 
 def in_colab() -> bool:

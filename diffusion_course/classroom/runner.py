@@ -121,7 +121,8 @@ def used(client) -> dict[str, float]:
     if answer["status"] != "ok":
         return {}
     seconds, status = ast.literal_eval(answer["data"]["text/plain"])
-    return {"processor": seconds / 60, "memory": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9}
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return {"processor": seconds / 60, "memory": int(peak[1]) * 1024 / 1e9} if peak else {}
 
 
 def this_interpreter():

@@ -92,7 +92,7 @@ def solution(key: str) -> None:
     print("\n\n".join([*whole_source(exercise.solution).values(), exercise.why]))
 
 
-def whole_source(function: Callable) -> dict[str, str]:
+def whole_source(function: Callable, seen: tuple[Callable, ...] = ()) -> dict[str, str]:
     """The code of a function after the imports, numbers and functions of its file that it uses, by name."""
     module, code, parts = inspect.getmodule(function), [function.__code__], {}
     for inner in code:                                         # it grows: functions hold the code of others
@@ -107,8 +107,8 @@ def whole_source(function: Callable) -> dict[str, str]:
             parts[name] = f"{name} = {used}"
         elif getattr(used, "__module__", module.__name__) != module.__name__:
             parts[name] = f"from {used.__module__} import {name}"
-        elif inspect.isfunction(used) and used is not function:
-            parts |= whole_source(used)
+        elif inspect.isfunction(used) and used not in (function, *seen):
+            parts |= whole_source(used, (function, *seen))
     return parts | {function.__name__: inspect.getsource(function).strip()}
 
 

@@ -47,7 +47,8 @@ def test_in_colab_start_says_how_to_get_a_gpu(modules, gpu, advice, capsys, monk
 @pytest.mark.parametrize("error, advice", [
     ("torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB')", True),
     ("diffusion_course.recipe.OutOfMemory('out of memory: n=9 samples are too many')", True),
-    ("ValueError('no')", False)])
+    ("RuntimeError('[enforce fail] DefaultCPUAllocator: can not allocate memory')", True),
+    ("RuntimeError('no')", False), ("ValueError('no')", False)])
 def test_a_cell_that_ran_out_of_memory_says_what_to_do(error, advice, capsys, monkeypatch):
     from IPython.core.interactiveshell import InteractiveShell
     shell = InteractiveShell()

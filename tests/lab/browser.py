@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 
@@ -22,7 +24,7 @@ LARGE, NARROW = (1400, 1000), (640, 1000)
 def chromium(profile: Path) -> webdriver.Chrome:
     """A new Chromium with an empty profile, and a console that can be read."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+    options.binary_location = shutil.which("chromium")
     for switch in (*SWITCHES, f"--user-data-dir={profile}"):
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -34,8 +36,9 @@ def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """What the condition gives as soon as it gives something; a TimeoutError says what did not come."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        with suppress(StaleElementReferenceException):         # it was redrawn meanwhile
+            if found := condition():
+                return found
         time.sleep(0.1)
     raise TimeoutError(f"waited {seconds:g} seconds for {what}")
 
@@ -62,7 +65,11 @@ class Server:
                  "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
                  f"--ServerApp.root_dir={folder}"],
                 env=os.environ | own | environment, stdout=log, stderr=log)
-        self.url = wait(self.address, f"JupyterLab; {self.log} says why")
+        try:
+            self.url = wait(self.address, f"JupyterLab; {self.log} says why")
+        except BaseException:
+            self.close()
+            raise
 
     def address(self) -> str | None:
         if self.process.poll() is not None:
@@ -71,8 +78,12 @@ class Server:
         return found and f"http://127.0.0.1:{found[1]}"
 
     def close(self) -> None:
+        """End JupyterLab, and with it its kernels."""
         self.process.terminate()
-        self.process.wait(20)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 class Notebook:
@@ -143,6 +154,11 @@ class Notebook:
         ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
         wait(lambda: self.js("return cells[arguments[0]].model.executionCount", number) not in (None, before)
              and self.ready(), f"cell {number} to run")
+
+    def close(self) -> None:
+        """Shut the notebook and its kernel down, unsaved."""
+        self.js("panel.sessionContext.shutdown()")
+        wait(lambda: self.js("return !panel?.sessionContext.session"), "the kernel to end")
 
     def theme(self, name: str) -> None:
         self.command("apputils:change-theme", theme=f"JupyterLab {name}")

@@ -1,6 +1,5 @@
 """Lessons as a learner meets them: a real JupyterLab in a real browser, run, moved, watched and solved."""
 import inspect
-import time
 from pathlib import Path
 
 import nbformat
@@ -29,6 +28,9 @@ OVERFLOWING = """
         .filter(part => part.getBoundingClientRect().right > right
                         || part.tagName != 'IMG' && part.scrollWidth > part.clientWidth + 4)
         .map(part => `cell ${number}: ${part.className} ${part.textContent.trim().slice(0, 60)}`));"""
+LAID_OUT = """
+    return cells.every(cell => cell.node.isConnected && cell.node.offsetHeight &&
+                       [...cell.node.querySelectorAll('img')].every(picture => picture.complete))"""
 STEPS = """\
 import time, torch
 from tqdm import tqdm
@@ -53,7 +55,8 @@ def lesson(request, driver, lab, shots):
     opened.shoot(shots / f"{opened.key}_opened.png")
     opened.command("notebook:clear-all-cell-outputs")
     opened.run_all()
-    return opened
+    yield opened
+    opened.close()
 
 
 def test_every_cell_runs(lesson):
@@ -125,7 +128,7 @@ def overflowing(lesson, theme, size):
     lesson.theme(theme)
     lesson.size(*size)
     lesson.js("panel.content.notebookConfig = {...panel.content.notebookConfig, windowingMode: 'none'}")
-    time.sleep(1)
+    wait(lambda: lesson.js(LAID_OUT), "every cell to be laid out")
     return lesson.js(OVERFLOWING)
 
 
@@ -140,6 +143,7 @@ def test_what_is_stored_fits_a_narrow_page(name, driver, lab, shots):
     finally:
         opened.theme("Light")
         opened.size(*LARGE)
+        opened.close()
 
 
 def test_what_runs_is_redrawn_in_its_place(driver, lab):
@@ -155,3 +159,4 @@ def test_what_runs_is_redrawn_in_its_place(driver, lab):
     assert heights == sorted(heights) and len(heights) <= 2 and heights[-1] < 500
     assert opened.inside(1, ".jp-OutputArea")[0].size["height"] < 40
     assert "60/60" in opened.inside(1, ".jp-OutputArea")[0].text
+    opened.close()
