@@ -65,6 +65,8 @@ SHIPPED = {
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
                         file="results/samplers.json"),
+    "costs": Shipped("9bdd501e9481818ea4b3cef576bb6c7cf95d92c3186e1f71a27e3f87b911fefd",
+                     file="results/costs.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
     "leaderboard": Shipped("cbcc19d75e93a7bf3282556a46c27e3bfe225a08adffea9e940c068ce20af58a",

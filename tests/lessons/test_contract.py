@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from diffusion_course import exercises
-from diffusion_course.classroom import curriculum
+from diffusion_course.classroom import costs, curriculum
 from diffusion_course.classroom.runner import EMBEDDED, WIDGET
 from diffusion_course.data.download import REF, REPOSITORY
 
@@ -47,6 +47,8 @@ def title_cell(nb, path):
             yield f"the title cell's table has no row {name!r}"
         elif name == "needs" and needed(row[2]) != set(lesson.needs):
             yield f"the row of needs says {sorted(needed(row[2]))}, the curriculum {sorted(lesson.needs)}"
+        elif name == "minutes" and costs.summary(lesson) not in row[2]:
+            yield f"the row of minutes does not say what was measured: {costs.summary(lesson)}"
 
 
 def needed(text: str) -> set[int]:
@@ -131,6 +133,21 @@ def opaque(png: bytes) -> bool:
     return Image.open(io.BytesIO(png)).convert("RGBA").getextrema()[3] == (255, 255)
 
 
+def twins(nb, path):
+    """Where a slider cannot be moved, its section has a picture, or words that lead to one."""
+    sections = [[]]
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and re.search("^## ", cell.source, re.MULTILINE):
+            sections.append([])
+        sections[-1].append(cell)
+    for section in sections:
+        source = "\n".join(["", *(cell.source for cell in section)])
+        still = any("image/png" in output.get("data", {})
+                    for cell in section for output in cell.get("outputs", ()))
+        if "\nexplore(" in source and not still and "ithout a kernel" not in source:
+            yield f"a slider has no picture beside it for those without a kernel: {section[0].source[:60]}"
+
+
 def practice(nb, path):
     code = "\n".join(cell.source for cell in code_cells(nb))
     number = f"{curriculum.find(path.name).number:02}"
@@ -207,7 +224,8 @@ def outputs(nb):
             yield number, output
 
 
-RULES = (title_cell, setup_cell, arc, execution, metadata, pictures, practice, code_style, prose_style, links)
+RULES = (title_cell, setup_cell, arc, execution, metadata, pictures, twins, practice, code_style, prose_style,
+         links)
 
 
 def faults(path: Path) -> list[str]:
@@ -234,6 +252,30 @@ def test_setup_is_the_same_everywhere():
     assert len(set(setups.values())) <= 1, setups
 
 
+PAGES = [ROOT / page for page in ("README.md", "SECURITY.md", "data/README.md", "lessons/INSTRUCTORS.md",
+                                  "lessons/index.md")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_page_leads_somewhere_and_says_what_it_shows(path):
+    assert not page_faults(path.read_text(), path)
+
+
+def page_faults(text: str, path: Path) -> list[str]:
+    """Links that lead nowhere, and pictures without a description, of a page in Markdown."""
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    mute = re.findall(r"!\[\s*\]\([^)]*\)|<img(?![^>]*alt=[\"'][^\"']*\w)[^>]*>", prose(text))
+    return [*links(page, path), *(f"no description: {picture}" for picture in mute)]
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("[lost](none.md)", "the link none.md leads nowhere"), ("[lost](#none)", "the link #none leads to no"),
+    ("![](data/checkpoints/ddpm.gif)", "no description"), ('<img src="none.gif" alt="a">', "leads nowhere"),
+    ('<img src="data/checkpoints/ddpm.gif">', "no description"), ("![a digit](none.png)", "leads nowhere")])
+def test_faults_of_a_page_are_found(text, fault):
+    assert any(fault in found for found in page_faults(text, ROOT / "README.md"))
+
+
 # ---- a notebook that keeps every rule, and what breaks each of them
 
 TITLE = f"""# 01 · DDPM
@@ -247,7 +289,7 @@ Build [DDPM](https://arxiv.org/abs/2006.11239) and [its sequel](https://arxiv.or
 | **Needs** | nothing but [00](01_ddpm.ipynb) |
 | **Builds** | a model of digits |
 | **Exercises** | 3 |
-| **Computing time** | 9 minutes on a laptop |
+| **Computing time** | {costs.summary(curriculum.find(1))} |
 """
 
 
@@ -315,7 +357,8 @@ def test_a_good_notebook_has_no_faults(lesson):
     (replace(0, "](https://colab.research.google.com/github/", "](https://colab.research.google.com/other/"),
      "title_cell: the title cell has no Colab badge"),
     (replace(0, "| **Builds**", "| **Makes**"), "title_cell: the title cell's table has no row 'builds'"),
-    (replace(0, "9 minutes on a laptop", " "), "title_cell: the title cell's table has no row 'minutes'"),
+    (replace(0, costs.summary(curriculum.find(1)), " "), "title_cell: the title cell's table has no row"),
+    (replace(0, "laptop: ", "laptop: 1"), "title_cell: the row of minutes does not say what was measured"),
     (replace(0, "[00](", "[02]("), "title_cell: the row of needs says [2], the curriculum [0]"),
     (replace(1, "start()", "begin()"), "setup_cell: the first code cell does not set up"),
     (replace(1, "start()", "start()" + "\n0" * 10), "setup_cell: the setup cell has more than ten lines"),
@@ -344,6 +387,7 @@ def test_a_good_notebook_has_no_faults(lesson):
     (show(5, shown(text_html='<img alt="long" src="data:image/gif;base64,' + "A" * 700_000 + '">')),
      "pictures: code cell 3 has a image/gif of 525 kB"),
     (put(4, outputs=[shown(image_png=picture())] * 3), "pictures: there are 3 pictures"),
+    (lambda nb: nb.cells.append(nbformat.v4.new_code_cell("explore(draw)")), "twins: a slider has no pic"),
     (replace(4, "same(", "alike("), "practice: nothing is compared with the package"),
     (replace(6, 'check("1.2"', 'check("1.22"'), "practice: exercise 1.2 is not asked"),
     (replace(5, "movie()", f"movie({'9' * 94})"), "code_style: code cell 3 has a line of 101 columns"),
