@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from diffusion_course import cli
+from diffusion_course.data import mnist
 
 
 class Result(NamedTuple):
@@ -19,6 +20,7 @@ class Result(NamedTuple):
 def call(*args) -> Result:
     """Run a command in this process."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    mnist.SAID.clear()                                         # by a process of its own
     sys.argv = ["diffusion-course", *map(str, args)]
     try:
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:

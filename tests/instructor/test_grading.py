@@ -194,7 +194,7 @@ HOSTILE = {
     "exit": ("import os; os._exit(0)", "it crashed"),
     "crash": ("import ctypes; ctypes.string_at(0)", "it crashed"),
     "suicide": ("import os; os.kill(os.getpid(), 9)", "it crashed"),
-    "noise in the pipe": ("import os\nfor fd in range(3, 30):\n    try: os.write(fd, b'x' * 1000)\n"
+    "noise in the pipe": ("import os\nfor fd in range(3, 999):\n    try: os.write(fd, b'x' * 1000)\n"
                           "    except OSError: pass", None),
 }
 
