@@ -29,8 +29,9 @@ OVERFLOWING = """
                         || part.tagName != 'IMG' && part.scrollWidth > part.clientWidth + 4)
         .map(part => `cell ${number}: ${part.className} ${part.textContent.trim().slice(0, 60)}`));"""
 LAID_OUT = """
-    return cells.every(cell => cell.node.isConnected && cell.node.offsetHeight &&
-                       [...cell.node.querySelectorAll('img')].every(picture => picture.complete))"""
+    const absent = cells.findIndex(cell => !cell.node.isConnected || !cell.node.offsetHeight);
+    if (absent >= 0) panel.content.scrollToItem(absent);       // so it is made
+    return absent < 0 && [...panel.content.node.querySelectorAll('img')].every(image => image.complete);"""
 STEPS = """\
 import time, torch
 from tqdm import tqdm

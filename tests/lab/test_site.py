@@ -131,6 +131,7 @@ def see(driver, site, shots):
 
     see.shoot = shoot
     driver.set_window_size(*LARGE)
+    driver.get("about:blank")
     driver.get_log("browser")                                    # what other pages said is forgotten
     yield see
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
