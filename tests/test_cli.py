@@ -359,7 +359,7 @@ def test_a_seed_gives_the_same_samples(plain):
 
 
 def test_every_sampler_is_its_own(awake):
-    x = {name: drawn(awake, "--num", 2, "--steps", 6, "--sampler", name) for name in cli.SAMPLERS}
+    x = {name: drawn(awake, "--num", 2, "--steps", 6, "--sampler", name) for name in cli.models.SAMPLERS}
     assert all(np.isfinite(y).all() for y in x.values())
     assert list(x) == ["ancestral", "ddim", "euler", "heun", "dpm++", "reverse-diffusion",
                        "predictor-corrector"]
@@ -616,7 +616,7 @@ def test_a_preset_of_the_courses_digits_does_not_reach_ones_own_data(monkeypatch
 
 
 def test_the_command_line_knows_all_schemes():
-    assert cli.SCHEMES == tuple(schemes.SCHEMES)
+    assert cli.models.SCHEMES == tuple(schemes.SCHEMES)
 
 
 def test_wrong_usage_of_videos(plain):

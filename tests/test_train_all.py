@@ -12,7 +12,7 @@ from diffusion_course.cli import everything
 from diffusion_course.data import mnist
 from diffusion_course.data.download import sha256_of
 from diffusion_course.training.container import read_header
-from diffusion_course.training.shipped import SHIPPED
+from diffusion_course.training.shipped import SHIPPED, models
 from diffusion_course.training.trainer import Trainer
 
 TRAIN = ("train-all", "--preset", "smoke", "--n", "8", "--cpu")
@@ -32,8 +32,8 @@ def somewhere_else(tmp_path, monkeypatch):
 @pytest.mark.parametrize("preset", ["laptop", "t4"])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_model_comes_after_those_that_it_needs(chain, preset):
-    order, chain = everything.in_order(reversed(everything.models()), preset), chain.split()
-    assert sorted(order) == sorted(everything.models())
+    order, chain = everything.in_order(reversed(models()), preset), chain.split()
+    assert sorted(order) == sorted(models())
     assert sorted(chain, key=order.index) == chain
 
 
@@ -126,7 +126,7 @@ def test_what_fails_is_left_out_with_what_needs_it(monkeypatch):
 
 def test_the_smallest_models_begin_with_no_other():
     """Those that ship are larger."""
-    assert not any("init" in everything.needs(slug, "smoke") for slug in everything.models())
+    assert not any("init" in everything.needs(slug, "smoke") for slug in models())
     assert everything.needs("vid-mm-text", "laptop")["init"] == "img-mm,vid-mm"
 
 

@@ -10,7 +10,7 @@ from .. import papers
 from ..recipe import Recipe, preset_name
 from ..training import checkpoints, container
 from ..training.runs import begin
-from ..training.shipped import SHIPPED
+from ..training.shipped import SHIPPED, models
 
 
 def load_or_train(slug: str, device: str | torch.device | None = None) -> Recipe:
@@ -19,9 +19,8 @@ def load_or_train(slug: str, device: str | torch.device | None = None) -> Recipe
     Where its checkpoint cannot be had, it is trained at the preset of this machine and kept in runs/SLUG: the
     next call finds it, or goes on with what was interrupted.
     """
-    slugs = [name for name, shipped in SHIPPED.items() if shipped.paper]
-    if slug not in slugs:
-        raise ValueError(f"slug={slug!r} must be one of {', '.join(slugs)}")
+    if slug not in models():
+        raise ValueError(f"slug={slug!r} must be one of {', '.join(models())}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         path, how = checkpoints.obtain(slug), "the shipped checkpoint"

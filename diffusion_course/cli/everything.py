@@ -8,17 +8,12 @@ from statistics import median
 from typing import Any
 
 from .. import papers
+from ..training.shipped import models
 
 RUNS = Path("runs")  # where references to models that were trained here are looked up, too
 TRAINING = 0.8  # part of the time; the rest is for measuring what was trained
 TRIED = 4  # steps that tell how long a step takes
 LEAST = 0.01  # part of a preset's steps; a model is not worth beginning that gets fewer
-
-
-def models() -> dict[str, Any]:
-    """What ships of models, by name."""
-    from ..training.shipped import SHIPPED
-    return {slug: shipped for slug, shipped in SHIPPED.items() if shipped.paper}
 
 
 def needs(slug: str, preset: str) -> dict[str, str]:
@@ -108,31 +103,34 @@ def train_all(slugs: list[str], preset: str, minutes: float, n: int, board: Path
         raise ValueError("train-all runs in one process; start several, each with models of its own (--only)")
     end, slugs, failed = time.monotonic() + 60 * minutes, in_order(slugs, preset), {}
     for number, slug in enumerate(slugs):
-        left, usual = end - time.monotonic(), papers.module(models()[slug].paper).PRESETS[preset].steps
-        wanting = failed.keys() & needed(slug, preset)
+        name = f"{slug} ({number + 1} of {len(slugs)})"
+        part = TRAINING * (end - time.monotonic()) / (len(slugs) - number)
         try:
-            if wanting:
+            if wanting := failed.keys() & needed(slug, preset):
                 raise ValueError(f"it needs {', '.join(wanting)}")
-            if not finished(slug):
-                if left <= 0:
-                    print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
-                    break
-                part = TRAINING * left / (len(slugs) - number)
-                trainer, batches = begun(slug, preset, part, **options)
-                print(f"{slug} ({number + 1} of {len(slugs)}): step {trainer.step} of {trainer.total} "
-                      f"(preset: {usual}), {part / 60:.1f} minutes", flush=True)
-                for _ in trainer.run(batches, bar=True):
-                    if time.monotonic() > end:
-                        break                                  # leaving the loop saves the run
-                if trainer.step < trainer.total:
-                    print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
-                    break
+            if not finished(slug) and not train(slug, name, preset, part, end, **options):
+                print(f"the time is up before {', '.join(slugs[number:])}; the same command goes on")
+                break
             measured(RUNS / slug / "model.safetensors", n, board, cpu=options.get("cpu", False))
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             failed[slug] = error
-            print(f"{slug} ({number + 1} of {len(slugs)}): {error}", flush=True)
+            print(f"{name}: {error}", flush=True)
     if failed:
         raise RuntimeError(f"not trained: {', '.join(failed)}; their errors are above")
+
+
+def train(slug: str, name: str, preset: str, seconds: float, end: float, **options: Any) -> bool:
+    """Train a model, or the rest of it, until the time `end` at most; whether it is finished."""
+    if seconds <= 0:
+        return False
+    trainer, batches = begun(slug, preset, seconds, **options)
+    usual = papers.module(models()[slug].paper).PRESETS[preset].steps
+    print(f"{name}: step {trainer.step} of {trainer.total} (preset: {usual}), {seconds / 60:.1f} minutes",
+          flush=True)
+    for _ in trainer.run(batches, bar=True):
+        if time.monotonic() > end:
+            break                                              # leaving the loop saves the run
+    return trainer.step == trainer.total
 
 
 def measured(model: Path, n: int, board: Path, cpu: bool) -> None:

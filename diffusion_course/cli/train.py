@@ -8,8 +8,7 @@ from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 from .. import papers
-
-PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+from .common import PLAIN, given
 
 
 def train_options(
@@ -61,11 +60,6 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
         loss = trainer.summary()["metrics"]["loss"]
         print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\nmodel    "
               f"{card.with_suffix('.safetensors')}\nsamples  {out / 'samples'}\nlosses   {out / 'loss.png'}")
-
-
-def given(**options) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def train_command(name: str) -> TyperCommand:

@@ -75,6 +75,11 @@ SHIPPED = {
 }
 
 
+def models() -> dict[str, Shipped]:
+    """What ships of models, by name."""
+    return {slug: one for slug, one in SHIPPED.items() if one.paper}
+
+
 def file_of(slug: str) -> str:
     """The place of a checkpoint or study below data/."""
     return (slug in SHIPPED and SHIPPED[slug].file) or f"checkpoints/{slug}.safetensors"

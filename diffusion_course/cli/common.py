@@ -1,0 +1,19 @@
+"""What the commands have in common."""
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def say(facts: list[dict[str, Any]], as_json: bool, lines: Iterable[str]) -> None:
+    """Print facts as JSON, or the lines that tell them to a reader."""
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
+
+
+def given(**options) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
