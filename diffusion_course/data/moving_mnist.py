@@ -103,6 +103,11 @@ class MovingMNIST:
         return self.size - self.digit
 
     @property
+    def labels(self) -> Tensor | None:
+        """Which there are, if clips have one digit each: the ten digits."""
+        return torch.arange(10) if self.counts == (1,) else None
+
+    @property
     def directed(self) -> bool:
         """Whether a caption that says where digits go is true in every frame."""
         return self.frames not in (None, 1) and self.mode in ("straight", "wrap")
@@ -124,7 +129,8 @@ class MovingMNIST:
         Of each of K = 2 digits: digits, instances (the image it came from), directions (of DIRECTIONS),
         slow and colours, all [B, K]; starts (the corner, in srivastava one step before frame 0) and
         velocities (at first, per frame as shown) [B, K, 2]; centres [B, F, K, 2]; bounced [B, F - 1, K], on
-        the way to the next frame.  Of the clip: overlaps and hidden [B, F], fps [B].  An image is one frame.
+        the way to the next frame.  Of the clip: overlaps and hidden [B, F], fps [B], and its label [B] where
+        all clips have one digit.  An image is one frame.
         Where there is no second digit, no colour or no direction to speak of, whole numbers are -1 and others
         NaN.
         """
@@ -144,6 +150,8 @@ class MovingMNIST:
         clips["bounced"] &= there[:, None]
         x = torch.from_numpy(pixels).float().div_(127.5).sub_(1)
         batch = {"x": x if self.frames else x[:, :, 0], "text": tokens(self.said(clips))}
+        if self.labels is not None:
+            batch["label"] = torch.from_numpy(clips["digits"][:, 0].copy())
         for name, value in clips.items():
             value = torch.from_numpy(np.ascontiguousarray(value))
             batch[name] = value.float() if value.is_floating_point() else value

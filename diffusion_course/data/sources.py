@@ -10,6 +10,7 @@ KINDS = {  # of moving digits; to train, every fourth bouncing one is shown at e
     "moving": {"train": {}, "test": {}},
     "slow": {"train": SLOW, "test": SLOW},
     "bouncing": {"train": BOUNCING | {"stride": (1, 1, 1, 4)}, "test": BOUNCING},
+    "timelapse": {"train": BOUNCING | {"stride": (1, 1, 4, 16)}, "test": BOUNCING},
     "hiding": {"train": BOUNCING | {"hidden": 20}, "test": BOUNCING | {"hidden": 20}},
 }
 CLIPS = tuple(f"{kind}_{images}" for kind in KINDS for images in ("mnist", "digits"))
@@ -35,7 +36,8 @@ def load(name: str | None, shape: tuple[int, ...], split: str = "train", downloa
 
     name is one of SPLIT, a folder, or mnist_test_seq, the original Moving MNIST, which is only fetched if
     `download`; None is mnist or moving_mnist.  slow_mnist has one slow digit; in bouncing_mnist it goes in
-    any direction and is mirrored by the walls; in hiding_mnist it cannot be seen for 20 frames as well.
+    any direction and is mirrored by the walls; in hiding_mnist it cannot be seen for 20 frames as well, and
+    timelapse_mnist has every frame, every fourth or every sixteenth.
     Where MNIST cannot be had and was not asked for by name, scikit-learn's digits stand in (`digits`,
     `moving_digits` and so on), and one line says so.
     """

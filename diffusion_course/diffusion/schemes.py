@@ -28,6 +28,12 @@ def autoregressive(video: Tensor, given: int, window: int, step: int) -> Iterato
         yield list(range(max(0, done - window + len(new)), done)), new
 
 
+def latest(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
+    """Look at the latest window - step frames, even where there is room for more (Video LDM, sec. 3.2)."""
+    for seen, new in autoregressive(video, given, window, step):
+        yield seen[step - window:], new
+
+
 def long_range(video: Tensor, given: int, window: int, step: int) -> Iterator[Call]:
     """Look at the latest frames, and as many of the very first."""
     for done, new in ahead(video.shape[2], given, window, step):

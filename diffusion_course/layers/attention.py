@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .embeddings import rotate
 from .spacetime import Frames, Temporal, relative_index
 
 
@@ -37,11 +38,15 @@ class Attention(nn.Module):
         self.kv = nn.Linear(token_dim or dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None, bias: Tensor | None = None,
+                angles: Tensor | None = None) -> Tensor:
         # bias [..., N, M] is added to the scores: a relative position, or a mask of 0 and -inf
+        # angles [..., N, D / heads / 2] turn queries and keys: a rotary position
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(self.kv(x if tokens is None else tokens), "b m (two h d) -> two b h m d",
                          two=2, h=self.heads)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.out(rearrange(attend(q, k, v, bias), "b h n d -> b n (h d)"))
 
 

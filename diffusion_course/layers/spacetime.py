@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Frames:
-    """The geometry of a video: how many frames, where in time they stand, which may see which."""
+    """The geometry of a video: how many frames, where in time they stand, which may see which; and what is
+    known of each, for temporal layers that look at it."""
 
     count: int
     index: Tensor | None = None   # [B, F] frame numbers; None: 0 ... F-1
     mask: Tensor | None = None    # [B, F, F] bool, True where frame i may look at frame j; None: everywhere
+    known: Tensor | None = None   # [(B F), K, H, W]
 
     def check(self, count: int) -> "Frames":
         for name, value, shape in [("index", self.index, (count,)), ("mask", self.mask, (count, count))]:
@@ -81,17 +83,19 @@ class Temporal(nn.Module):
 
 
 class TemporalConv(Temporal):
-    """A residual [3, 1, 1] convolution; starts as the identity."""
+    """A residual convolution over 3 frames and, of each, space x space places; starts as the identity."""
 
-    def __init__(self, channels: int, dim: int | None = None):
+    def __init__(self, channels: int, dim: int | None = None, space: int = 1):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        # not a GroupNorm: on CPUs its backward pass crashes where the layers below are frozen (PyTorch 2.13)
+        self.norm, padding = nn.LayerNorm(channels), (1, space // 2, space // 2)
+        self.conv = nn.Conv3d(channels, channels, (3, space, space), padding=padding)
         nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
 
     def forward(self, h, frames, e=None):
-        x = rearrange(nn.functional.silu(self.norm(h)), "(b f) c h w -> b c f h w", f=frames.count)
-        x = rearrange(self.conv(x), "b c f h w -> (b f) h w c")
+        x = nn.functional.silu(self.norm(rearrange(h, "bf c h w -> bf h w c")))
+        x = self.conv(rearrange(x, "(b f) h w c -> b c f h w", f=frames.count))
+        x = rearrange(x, "b c f h w -> (b f) h w c")
         return h + rearrange(x, "bf h w c -> bf c h w")        # a view: channels stay last in memory
 
 

@@ -1,7 +1,7 @@
 """Autoencoders: pixels to a small, smooth latent and back; and the judge that keeps them sharp.
 
-A video is encoded frame by frame.  The first halving of the resolution loses nothing: patches of 2 x 2 pixels
-become channels.
+A video is encoded frame by frame, and decoded so, too, unless the time slots of the decoder are filled.  The
+first halving of the resolution loses nothing: patches of 2 x 2 pixels become channels.
 """
 from collections.abc import Callable
 from itertools import accumulate
@@ -9,20 +9,21 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from ..layers.spacetime import check_dtype, fold_frames, unfold_frames
+from ..layers.spacetime import Frames, Temporal, check_dtype, fold_frames, unfold_frames
 
 
 class Residual(nn.Module):
-    """Two convolutions round a residual: h [B, C, H, W] -> [B, c_out, H, W]."""
+    """Two convolutions round a residual, a look across time: h [(B F), C, H, W] -> [(B F), c_out, H, W]."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.body = nn.Sequential(nn.GroupNorm(8, c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1),
                                   nn.GroupNorm(8, c_out), nn.SiLU(), nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.time, self.channels = Temporal(), c_out           # a free slot; see Autoencoder.add_temporal
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.skip(h) + self.body(h)
+    def forward(self, h: Tensor, frames: Frames | None = None) -> Tensor:
+        return self.time(self.skip(h) + self.body(h), frames or Frames(1))
 
 
 def widths(width: int, factor: int) -> list[int]:
@@ -85,7 +86,18 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images or videos of latents of unit scale."""
-        return unfold_frames(self.decoder(fold_frames(z)[0] * self.std), like=z)
+        h, frames = fold_frames(z)                             # [(B F), latent, H / factor, W / factor]
+        h = h * self.std
+        for layer in self.decoder:
+            h = layer(h, Frames(frames)) if isinstance(layer, Residual) else layer(h)
+        return unfold_frames(h, like=z)
+
+    def add_temporal(self, make: Callable[[int], Temporal]) -> list[nn.Module]:
+        """Fill the time slots of the decoder; return the new layers."""
+        blocks = [layer for layer in self.decoder if isinstance(layer, Residual)]
+        for block in blocks:
+            block.time = make(block.channels)
+        return [block.time for block in blocks]
 
 
 class Pixels(nn.Module):
@@ -109,16 +121,18 @@ def check(frames: Tensor, channels: int, factor: int, encoder: nn.Module) -> Non
 class PatchDiscriminator(nn.Module):
     """Says of every patch of images [B, C, H, W] whether it is real: logits [B, 1, H / 4, W / 4], and how.
 
+    With video=True, of every patch of videos [B, C, F, H, W], F >= 4: logits [B, 1, F / 4, H / 4, W / 4].
     Returns what each of its layers sees, the logits last.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32):
+    def __init__(self, channels: int = 1, width: int = 32, video: bool = False):
         super().__init__()
+        conv, layout = ((nn.Conv3d, torch.channels_last_3d) if video else (nn.Conv2d, torch.channels_last))
         self.layers = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)),
-            nn.Sequential(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.GroupNorm(8, 2 * width),
+            nn.Sequential(conv(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)),
+            nn.Sequential(conv(width, 2 * width, 4, stride=2, padding=1), nn.GroupNorm(8, 2 * width),
                           nn.LeakyReLU(0.2)),
-            nn.Conv2d(2 * width, 1, 3, padding=1)]).to(memory_format=torch.channels_last)
+            conv(2 * width, 1, 3, padding=1)]).to(memory_format=layout)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return list(accumulate(self.layers, lambda h, layer: layer(h), initial=x))[1:]

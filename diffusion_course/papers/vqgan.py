@@ -31,12 +31,15 @@ class FirstStage(nn.Module):
     start        steps before the judge is heard; until then pixels and features decide
     perceptual   weight of the distance of features
     adversarial  weight of the judge, once its gradient has the size of the rest's
+    judge        by default one of images
+    last         the layer at whose weight the two gradients are compared (eq. 7), by default the last one
     """
 
     def __init__(self, autoencoder: nn.Module, channels: int, start: int, perceptual: float,
-                 adversarial: float):
+                 adversarial: float, judge: nn.Module | None = None, last: nn.Module | None = None):
         super().__init__()
-        self.autoencoder, self.judge = autoencoder, PatchDiscriminator(channels)
+        self.autoencoder, self.judge = autoencoder, judge or PatchDiscriminator(channels)
+        self.last = (last or autoencoder.decoder[-2],)         # in a tuple it is not counted twice
         self.start, self.perceptual, self.adversarial = start, perceptual, adversarial
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -57,8 +60,7 @@ class FirstStage(nn.Module):
 
     def balance(self, distance: Tensor, judged: Tensor) -> Tensor:
         """The ratio of the two gradients at the last layer (eq. 7)."""
-        last = self.autoencoder.decoder[-2].weight
-        ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        ours, theirs = (torch.autograd.grad(loss, self.last[0].weight, retain_graph=True)[0].norm()
                         for loss in (distance, judged))
         return (ours / (theirs + 1e-4)).clamp(max=1e4).detach()
 

@@ -24,9 +24,21 @@ from .shipped import SHIPPED, file_of, shipped
 LARGEST = 1 << 26  # numbers in a table that a header may ask for
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Copy tensors into model; a CheckpointError names what is missing, surplus or of another shape."""
-    own = model.state_dict()
+def frozen(model: nn.Module) -> set[str]:
+    """The names of the weights that do not train: they are of a part that was trained first."""
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def own_weights(model: nn.Module, others: set[str]) -> dict[str, Tensor]:
+    """What is saved of a model: all but the frozen weights of others, which are saved with these."""
+    return {name: x for name, x in model.state_dict().items() if name not in others}
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path,
+                 others: set[str] = frozenset()) -> None:
+    """Copy tensors into model, all but the weights of others; a CheckpointError names what is missing,
+    surplus or of another shape."""
+    own = own_weights(model, others)
     faults = [f"{name} is missing" for name in own if name not in tensors]
     faults += [f"{name} is not in the model" for name in tensors if name not in own]
     faults += [f"{name} is {tensors[name].dtype}" for name in own if name in tensors
@@ -36,7 +48,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
     if faults:
         raise CheckpointError(f"{path} does not fit its model: " + "; ".join(faults[:5]) +
                               (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)               # others have theirs
 
 
 def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -45,7 +57,7 @@ def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
     The others, of what only the new model has, stay as they are.
     """
     tensors, header = read_averaged(path)
-    own = model.state_dict()
+    own = own_weights(model, frozen(model))
     fit = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     weights, total = (sum(own[name].numel() for name in names) for names in (fit, own))
     if 2 * weights < total:
@@ -201,7 +213,8 @@ def rebuild(header: dict[str, Any], path: str | Path, weights: int) -> Recipe:
 def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
     """The averaged weights in half precision: what is sampled, evaluated and shared."""
     model = recipe.ema.average if recipe.ema else recipe.model
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    tensors = {name: t.half() if t.is_floating_point() else t
+               for name, t in own_weights(model, frozen(recipe.model)).items()}
     return write(Path(path), tensors, {"kind": "model", **origin_header(recipe), **facts})
 
 
@@ -210,7 +223,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Recipe:
     tensors, header = read_averaged(path)
     recipe = rebuild(header, path, sum(t.numel() for t in tensors.values()))
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    load_weights(recipe.model, tensors, path)
+    load_weights(recipe.model, tensors, path, frozen(recipe.model))
     for part in (recipe.model, *recipe.frozen):
         part.to(device).eval()
     recipe.checkpoint = identity(path)

@@ -24,8 +24,9 @@ def save(trainer) -> None:
     lines = [json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(trainer.losses, 1)]
     with files.whole(folder / "log.jsonl") as part:
         part.write_text("".join(lines))
-    tensors = {f"model.{name}": x for name, x in recipe.model.state_dict().items()}
-    tensors |= {f"ema.{name}": x for name, x in trainer.ema.average.state_dict().items()}
+    others = checkpoints.frozen(recipe.model)
+    tensors = {f"{part}.{name}": x for part, model in [("model", recipe.model), ("ema", trainer.ema.average)]
+               for name, x in checkpoints.own_weights(model, others).items()}
     for name, p in trainer.weights.items():
         tensors |= {f"optimizer.{name}/{key}": x for key, x in trainer.optimizer.state[p].items()}
     scaler = trainer.accelerator.scaler
@@ -84,8 +85,9 @@ def load(trainer) -> None:
     def part(prefix):
         return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
-    checkpoints.load_weights(trainer.recipe.model, part("model."), path)
-    checkpoints.load_weights(trainer.ema.average, part("ema."), path)
+    others = checkpoints.frozen(trainer.recipe.model)
+    checkpoints.load_weights(trainer.recipe.model, part("model."), path, others)
+    checkpoints.load_weights(trainer.ema.average, part("ema."), path, others)
     check_optimizer(trainer, part("optimizer."), header["step"], path)
     for name, x in part("optimizer.").items():
         name, _, key = name.rpartition("/")

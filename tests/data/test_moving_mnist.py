@@ -421,7 +421,9 @@ def test_sizes(arguments, shape, side):
     each = dict.fromkeys(("digits", "instances", "directions", "slow", "colours"), (2,))
     assert {name: tuple(value.shape[1:]) for name, value in batch.items()} == each | {
         "x": shape, "text": (12,), "starts": (2, 2), "velocities": (2, 2), "centres": (frames, 2, 2),
-        "bounced": (frames - 1, 2), "overlaps": (frames,), "hidden": (frames,), "fps": ()}
+        "bounced": (frames - 1, 2), "overlaps": (frames,), "hidden": (frames,), "fps": (),
+        **({"label": ()} if data.counts == (1,) else {})}
+    assert data.counts != (1,) or torch.equal(batch["label"], batch["digits"][:, 0])
     lone = batch["digits"][:, 1] < 0
     seen = (batch["x"][lone].amax(1) > -1).reshape(lone.sum(), frames, -1)
     assert (seen.sum(-1) == side**2).all() and lone.any()

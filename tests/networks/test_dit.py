@@ -5,7 +5,8 @@ from conftest import wake
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_course.layers.embeddings import LabelToken
+from diffusion_course.layers.embeddings import LabelToken, sinusoidal
+from diffusion_course.layers.spacetime import Frames
 from diffusion_course.networks.dit import (
     BLOCKS,
     AdaLNBlock,
@@ -98,21 +99,34 @@ def test_tubelets_channels_and_the_third_door():
 
 
 def test_positions_are_all_different():
-    place = position(3, 4, 5, 32).flatten(0, 1)
-    assert place.shape == (60, 32) and torch.cdist(place, place).add(torch.eye(60)).min() > 1e-2
+    place = position(4, 5, 32)
+    assert place.shape == (20, 32) and torch.cdist(place, place).add(torch.eye(20)).min() > 1e-2
 
 
 def test_half_of_a_position_is_the_row_and_half_the_column():
-    place = position(1, 4, 5, 32).view(4, 5, 32)
+    place = position(4, 5, 32).view(4, 5, 32)
     rows, columns = place[..., :16], place[..., 16:]
     assert (rows == rows[:, :1]).all() and (columns == columns[:1]).all()
     for half, count in ((rows[:, 0], 4), (columns[0], 5)):
         angles = torch.arange(count)[:, None] / 10_000 ** (torch.arange(8) / 8)
         torch.testing.assert_close(half, torch.cat([angles.cos(), angles.sin()], 1))
-    time = position(3, 4, 5, 32) - place.view(1, 20, 32)       # over all channels, the same everywhere
-    angles = torch.arange(3)[:, None] / 10_000 ** (torch.arange(16) / 16)
-    expected = torch.cat([angles.cos(), angles.sin()], 1)
-    torch.testing.assert_close(time, expected[:, None].expand(3, 20, 32), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [None, torch.tensor([[0.0, 4, 8], [0, 1, 2]])])
+def test_the_time_is_added_once_before_the_first_block_over_time(index):
+    """All channels, the same everywhere in a frame (card 39); images behind a video have none."""
+    net, x = wake(DiT(dim=32, layouts=("space", "time"), depth=4)), torch.randn(2, 1, 4, 16, 16)
+    index = None if index is None else torch.cat([index, torch.zeros(2, 1)], 1)
+    seen = []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        block.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+    net(x, torch.rand(2), frames=Frames(4, index), images=1)
+    angles = (torch.arange(3)[None] if index is None else index[:, :3])[..., None] / 10_000 ** (
+        torch.arange(16) / 16)
+    expected = torch.cat([angles.cos(), angles.sin()], -1)[:, :, None].expand(2, 3, 16, 32)
+    torch.testing.assert_close(seen[1], expected, rtol=1e-4, atol=1e-5)       # the images are not among them
+    assert not seen[2][:, 3].any() and not seen[3].any()
 
 
 # ---- how it starts
@@ -265,7 +279,9 @@ def test_time_and_label_are_among_the_patches_and_taken_out_again():
     assert [tuple(h.shape) for h in seen] == [(2, 3, 18, 32), (2, 3, 18, 32), (2, 3, 16, 32)]
     torch.testing.assert_close(seen[0][:, 1, 16], net.embed_time(t))
     torch.testing.assert_close(seen[0][:, 2, 17], net.doors.tokens["label"].weight[y])
-    h = net.blocks[1](net.blocks[0](seen[0], None), None)
+    time = sinusoidal(torch.arange(3), 32)[None, :, None]
+    torch.testing.assert_close(seen[1], net.blocks[0](seen[0], None) + time, rtol=1e-4, atol=1e-5)
+    h = net.blocks[1](seen[1], None)
     torch.testing.assert_close(seen[2], net.norm(h[:, :, :16]), rtol=1e-4, atol=1e-5)
 
 
