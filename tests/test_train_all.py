@@ -16,7 +16,8 @@ from diffusion_course.training.shipped import SHIPPED, models
 from diffusion_course.training.trainer import Trainer
 
 TRAIN = ("train-all", "--preset", "smoke", "--n", "8", "--cpu")
-CHAINS = ["vae-mm img-mm vid-mm vid-mm-text", "vid-mm fdm-mm", "vae-mm dit-class",
+CHAINS = ["vae-mm img-mm vid-mm vid-mm-text", "vae-mm video-vae-mm video-ldm-mm", "img-mm video-ldm-mm",
+          "vae-mm dit-mm latte-mm", "vid-mm fdm-mm", "vae-mm dit-class",
           "rectified_flow rectified_flow_2 rectified_flow_distilled",
           "rectified_flow rectified_flow_distilled_1"]
 
@@ -42,6 +43,15 @@ def test_what_was_trained_before_is_what_a_model_begins_with():
     assert given["init"] == "img-mm,runs/vid-mm"
     assert given["recipe"] == {"words": 21, "autoencoder": "runs/vae-mm"}
     assert everything.arguments("vid-mm-text", "laptop", ())["recipe"]["autoencoder"] == "vae-mm"
+
+
+def test_what_is_no_model_is_handed_on():
+    """Data that are not the recipe's own, and that a model begins with nothing."""
+    given = everything.arguments("dit-mm", "laptop", ())
+    assert given["data"] == "bouncing_mnist" and given["init"] is None
+    assert everything.arguments("latte-late", "laptop", ())["init"] == "none"
+    assert everything.arguments("latte-late", "smoke", ())["init"] is None
+    assert everything.arguments("latte-mm", "laptop", {"dit-mm"})["init"] == "runs/dit-mm"
 
 
 class Slow:

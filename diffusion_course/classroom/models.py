@@ -42,8 +42,8 @@ def trained(slug: str, device: torch.device) -> Path:
     """The model in runs/SLUG, after training it, or the rest of it, at the preset of this machine."""
     shipped, folder = SHIPPED[slug], Path("runs") / slug
     init = shipped.begins_with(papers.module(shipped.paper).PRESETS[preset_name()].init)
-    trainer, batches = begin(shipped.paper, folder, resume=True, recipe=shipped.kwargs, init=init,
-                             cpu=device.type == "cpu")
+    trainer, batches = begin(shipped.paper, folder, data=shipped.data, resume=True, recipe=shipped.kwargs,
+                             init=init, cpu=device.type == "cpu")
     for _ in trainer.run(batches, bar=True):
         pass
     return folder / "model.safetensors"

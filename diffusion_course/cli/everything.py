@@ -40,8 +40,10 @@ def arguments(slug: str, preset: str, fresh: Iterable[str]) -> dict[str, Any]:
     """What `begin` gets for a model: those of the fresh ones that it needs are taken from their runs."""
     found = {name: ",".join(str(RUNS / part) if part in fresh else part for part in value.split(","))
              for name, value in needs(slug, preset).items()}
-    init = found.pop("init", None)
-    return {"recipe": models()[slug].kwargs | found, "init": init, "preset": preset}
+    usual = papers.module(models()[slug].paper).PRESETS[preset].init
+    init = found.pop("init", models()[slug].begins_with(usual))
+    return {"recipe": models()[slug].kwargs | found, "init": init, "preset": preset,
+            "data": models()[slug].data}
 
 
 def header(slug: str) -> dict[str, Any] | None:

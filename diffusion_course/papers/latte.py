@@ -6,6 +6,8 @@ everything else equal; the plainest, whole blocks over space and over time in tu
 Scaled down: 16 frames as latents of 4 x 8 x 8, 1.4 M weights.  Text is pooled and added to the time, as a
 label is.  Left out: the learned variance.
 """
+import re
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -26,11 +28,12 @@ from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 from .video_diffusion_models import with_images
 
-LATENTS = {"autoencoder": "vae-mm", "patch": 2, "words": 21}
+LATENTS = {"autoencoder": "vae-mm", "patch": 2, "classes": 10}
+VIDEO = LATENTS | {"dim": 128, "depth": 12, "images": 2}       # whose half over space begins as dit-mm
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=4, lr=1e-3, recipe=LATENTS | {"dim": 32, "depth": 2, "frames": 8}),
-    "laptop": Preset(steps=3000, batch_size=8, lr=1e-3, recipe=LATENTS),
-    "t4": Preset(steps=30_000, batch_size=32, lr=5e-4, recipe=LATENTS | {"dim": 192}),
+    "laptop": Preset(steps=3000, batch_size=8, lr=1e-3, init="dit-mm", recipe=VIDEO),
+    "t4": Preset(steps=30_000, batch_size=32, lr=5e-4, init="dit-mm", recipe=VIDEO),
 }
 VARIANTS = ("interleaved", "late", "serial", "parallel", "joint")   # 1 to 4 of the paper, and all to all
 
@@ -78,6 +81,13 @@ def layouts(variant: str, depth: int) -> tuple[str, ...]:
     return ("spacetime",)
 
 
+def renamed(name: str, paper: str) -> str:
+    """What a weight of an image DiT is called here: its blocks become those over space (sec. 3.4)."""
+    if paper != "dit":
+        return name
+    return re.sub(r"(?<=blocks\.)\d+", lambda number: str(2 * int(number[0])), name)
+
+
 @paper
 def recipe(variant: str = "interleaved", dim: int = 96, depth: int = 8, heads: int = 4, frames: int = 16,
            patch: int = 4, tube: int = 1, time: str = "sinusoidal", condition: str = "adaln_zero",
@@ -89,7 +99,7 @@ def recipe(variant: str = "interleaved", dim: int = 96, depth: int = 8, heads: i
     patch, tube pixels or latents of a token, and frames: 1 is uniform frame patch embedding, more compression
     time        how tokens know their frame: sinusoidal, rotary or none
     condition   adaln_zero (the paper's S-AdaLN), or in_context (all tokens): how time, label and text get in
-    images      how many independent frames are appended to every clip of a batch (8 in the paper)
+    images      how many frames are appended to every clip of a batch, each alone (8 in the paper)
     """
     if variant not in VARIANTS or condition not in ("adaln_zero", "in_context"):
         raise ValueError(f"variant={variant!r} must be one of {', '.join(VARIANTS)}, and "
@@ -110,7 +120,7 @@ def recipe(variant: str = "interleaved", dim: int = 96, depth: int = 8, heads: i
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 
     def loss(batch):
-        z = with_images(first.encode(batch["x"], randn_like), images)
+        z = with_images(first.encode(batch["x"], randn_like), images, own=bool(null))
         index = torch.arange(z.shape[2], device=z.device) * (8 / batch["fps"])[:, None]
         cond = drop_condition({name: batch[name] for name in null}, null, p=0.1)
         return denoiser.loss(z, frames=Frames(z.shape[2], index), images=images, **cond)

@@ -50,7 +50,8 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
     def loss(batch):                                           # sec. 3: joint training
         z = first.encode(batch["x"], randn_like)               # [B, C, F, H, W]
         cond = drop_condition({name: batch[name] for name in null}, null, p=0.1)
-        return denoiser.loss(with_images(z, images), frames=joint(z, images, batch.get("fps")), **cond)
+        return denoiser.loss(with_images(z, images, own=bool(null)),
+                             frames=joint(z, images, batch.get("fps")), **cond)
 
     def draw(noise, cond, steps=25 if null else 50, step=ancestral_step, scale=2.0 if null else 1.0,
              start=None, w_r=2.0, langevin=1, scheme=autoregressive, stride=1, bar=False):
@@ -69,9 +70,12 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
                   data="slow_mnist" if words else "bouncing_mnist", item=(item[0], frames, *item[1:]))
 
 
-def with_images(clip: Tensor, images: int) -> Tensor:
-    """Clips [B, C, F, H, W] and, behind each, so many frames of another one, in any order."""
-    others, batch, channels = clip.roll(1, 0), *clip.shape[:2]
+def with_images(clip: Tensor, images: int, own: bool = False) -> Tensor:
+    """Clips [B, C, F, H, W] and, behind each, so many frames of another one, in any order.
+
+    own   frames of the clip itself, where these share its caption
+    """
+    others, batch, channels = clip if own else clip.roll(1, 0), *clip.shape[:2]
     pick = (rand(batch, images, device=clip.device) * clip.shape[2]).long()    # [B, images]
     pick = pick[:, None, :, None, None].expand(-1, channels, -1, *clip.shape[3:])
     return torch.cat([clip, others.gather(2, pick)], dim=2)

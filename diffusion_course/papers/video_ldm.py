@@ -50,8 +50,9 @@ class VideoNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, index: Tensor | None = None,
                 **cond: Tensor) -> Tensor:
-        known = None if context is None else fold_frames(context)[0]
-        return self.net(x, t, frames=Frames(x.shape[2], index, known=known), **cond)
+        if context is None:                                    # nothing is known, and the layers are told so
+            context = torch.zeros_like(x[:, :1]).expand(-1, x.shape[1] + 1, -1, -1, -1)
+        return self.net(x, t, frames=Frames(x.shape[2], index, known=fold_frames(context)[0]), **cond)
 
 
 def context(z: Tensor, seen: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,15 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path,
     model.load_state_dict(tensors, strict=False)               # others have theirs
 
 
-def start_from(model: nn.Module, path: str | Path) -> dict[str, Any]:
+def start_from(model: nn.Module, path: str | Path,
+               renamed: Callable[[str, str], str] = lambda name, paper: name) -> dict[str, Any]:
     """Give model those weights of a checkpoint that fit by name and shape; say whose, after how many steps.
 
-    The others, of what only the new model has, stay as they are.
+    The others, of what only the new model has, stay as they are.  renamed(name, paper) says what a weight of
+    that name, in models of that paper, is called here.
     """
     tensors, header = read_averaged(path)
+    tensors = {renamed(name, header.get("paper", "")): t for name, t in tensors.items()}
     own = own_weights(model, frozen(model))
     fit = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     weights, total = (sum(own[name].numel() for name in names) for names in (fit, own))

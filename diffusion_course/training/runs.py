@@ -48,7 +48,8 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     for model in (init or "none").split(",") if not begun else ():
         if model != "none":                                    # what several have, the last one gives
             over = {"over": facts["init"]} if "init" in facts else {}
-            facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(model)) | over
+            renamed = {"renamed": module.renamed} if hasattr(module, "renamed") else {}
+            facts["init"] = checkpoints.start_from(made.model, checkpoints.locate(model), **renamed) | over
     options.setdefault("samples", 16 if len(made.item) == 3 else max(1, min(16, 256 // made.item[1])))
     trainer = Trainer(made, folder, steps=plan.steps, lr=plan.lr, ema=plan.ema, seed=seed, cpu=cpu,
                       facts=facts, **options)

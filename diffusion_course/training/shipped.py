@@ -10,14 +10,15 @@ from ..data.download import repository_data
 class Shipped:
     """SHA-256 of data/checkpoints/SLUG.safetensors, or of another file below data/.
 
-    A model has the paper, the arguments of its recipe and the models that it begins with; what these leave
-    open is decided by the preset of the machine that trains it afresh.
+    A model has the paper, the arguments of its recipe, the models that it begins with, and its data, where
+    these are not the usual ones; what is left open is decided by the preset of the machine that trains it.
     """
 
     sha256: str
     paper: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
+    data: str | None = None
     file: str | None = None
 
     def begins_with(self, usual: str | None) -> str | None:
@@ -25,6 +26,8 @@ class Shipped:
         return usual and (self.init or usual)
 
 
+# of the variants of Latte that are compared; they begin with nothing
+COMPARED = {"words": 21, "classes": 0, "images": 0, "dim": 96, "depth": 8}
 SHIPPED = {
     "ddpm": Shipped("1442ba7fb92a9a12decf9d9240650c8247dd6def47e08c2b40dcdc4eb3697729", "ddpm"),
     "ddpm_improved": Shipped("3fc31c326455d7e19941182266ea0f65a3125c8f6c7414506fb47264a67eb7b9", "ddpm",
@@ -57,6 +60,25 @@ SHIPPED = {
                            "video_diffusion_models", {"words": 21}, "img-mm,vid-mm"),
     "fdm-mm": Shipped("a2047ad4024df82175a851cbbfd9f5b49906ab4f0adc97940b364992385b5d30",
                       "flexible_diffusion", {"given": 0.9}),
+    "video-vae-mm": Shipped("90aa5f10e6767763f926da23ff5b8595e25e2c034761cf2cb2d3b1b061deb6bb",
+                            "video_autoencoder"),
+    "video-ldm-mm": Shipped("7d359d7d7c8e194e55bc890c5ae359cda197e3440342d4887175673d23647b1e",
+                            "video_ldm"),
+    "dit-mm": Shipped("fbc9f524a39d7bc6a8e36e8bbb9904d2ea5060f7cb3f57a491a8b7436a1721e0",
+                      "dit", {"autoencoder": "vae-mm", "patch": 2, "dim": 128, "depth": 6},
+                      data="bouncing_mnist"),
+    "latte-mm": Shipped("59e3ccafa584eee1f1903eb3b4c7a283cfaeb71c96cb5e6b659d4e986012e96a",
+                        "latte"),
+    "latte-interleaved": Shipped("59e3ccafa584eee1f1903eb3b4c7a283cfaeb71c96cb5e6b659d4e986012e96a",
+                                 "latte", COMPARED, "none"),
+    "latte-late": Shipped("b69ea6a2e966844853d924ede43250bffadfa48700c470c54379f5c61ca76cda",
+                          "latte", COMPARED | {"variant": "late"}, "none"),
+    "latte-serial": Shipped("63ec655bbc413a9f8e7290ff6fa6e40386682330d8cb2d1c4f9654d104011574",
+                            "latte", COMPARED | {"variant": "serial", "depth": 6}, "none"),
+    "latte-parallel": Shipped("0000000000000000000000000000000000000000000000000000000000000000",
+                              "latte", COMPARED | {"variant": "parallel"}, "none"),
+    "latte-joint": Shipped("0000000000000000000000000000000000000000000000000000000000000000",
+                           "latte", COMPARED | {"variant": "joint"}, "none"),
     "latents": Shipped("9e0b5c805980a923bd1e73a19878451927a919028e38d908b4f7252239848ef2",
                        file="results/latents.json"),
     "cascades": Shipped("f2398f9810136c18fc046a187f26c9c26c182650d18ee6a908245c0e8bc3a125",
@@ -65,6 +87,12 @@ SHIPPED = {
                              file="results/ddpm_variants.json"),
     "samplers": Shipped("dc32e5dc13dc8a4a389124f3027e785dca2a416688321e986a8eceffe53b870a",
                         file="results/samplers.json"),
+    "video_ldm": Shipped("0000000000000000000000000000000000000000000000000000000000000000",
+                   file="results/video_ldm.json"),
+    "latte_variants": Shipped("0000000000000000000000000000000000000000000000000000000000000000",
+                   file="results/latte_variants.json"),
+    "fifo": Shipped("0000000000000000000000000000000000000000000000000000000000000000",
+                   file="results/fifo.json"),
     "costs": Shipped("9bdd501e9481818ea4b3cef576bb6c7cf95d92c3186e1f71a27e3f87b911fefd",
                      file="results/costs.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),

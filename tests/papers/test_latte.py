@@ -5,9 +5,11 @@ from einops import rearrange
 
 from diffusion_course.layers.attention import Attention, attend
 from diffusion_course.layers.embeddings import rotary_angles, rotate
+from diffusion_course.layers.spacetime import Frames
 from diffusion_course.networks.dit import Block, DiT
 from diffusion_course.papers import autoencoder_kl, dit, latte
 from diffusion_course.papers.latte import VARIANTS, ParallelBlock, SerialBlock
+from diffusion_course.training import checkpoints
 from diffusion_course.training.trainer import Trainer
 
 SMALL = {"dim": 32, "depth": 4, "frames": 4, "size": 16}
@@ -127,7 +129,6 @@ def test_without_a_position_in_time_the_order_of_frames_does_not_matter(variant)
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rotary_positions_know_distances_only(variant):
-    from diffusion_course.layers.spacetime import Frames
     x, t = torch.randn(2, 1, 4, 16, 16), torch.rand(2)
     index = torch.arange(4.0).expand(2, -1)
     for time, relative in ("rotary", True), ("sinusoidal", False):
@@ -179,19 +180,41 @@ def test_blocks_over_time_leave_images_alone():
     torch.testing.assert_close(out[:, :, 4], only(x[:, :, 4], t), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_model_becomes_a_video_model_that_is_the_same_at_first():
+def test_the_images_beside_a_clip_are_what_its_label_says():
+    """They share the clip's label, so they must not be frames of another clip."""
+    recipe, seen = latte.recipe(classes=10, images=3, **SMALL), []
+    recipe.model.loss = lambda z, **cond: seen.append(z)
+    x = torch.arange(24.0).reshape(2, 1, 12, 1, 1)[:, :, ::3].expand(-1, -1, -1, 16, 16)
+    recipe.loss({"x": x, "fps": torch.tensor([8.0, 8.0]), "label": torch.tensor([1, 2])})
+    assert seen[0].shape[2] == 7 and torch.equal(seen[0][:, :, :4], x)
+    for clip, images in zip(x, seen[0][:, :, 4:]):
+        assert set(images[0, :, 0, 0].tolist()) <= set(clip[0, :, 0, 0].tolist())
+
+
+def test_an_image_model_becomes_a_video_model_that_is_the_same_at_first(tmp_path):
     """Sec. 3.4: its blocks become those over space; the others are shut by their gates."""
-    image = dit.recipe(dim=32, depth=2, size=16).model.net
-    wake(image)
-    made = latte.recipe(classes=10, **SMALL).model.net
-    shut = {name: p for name, p in made.state_dict().items() if "blocks.1." in name or "blocks.3." in name}
-    made.load_state_dict({name.replace("blocks.1.", "blocks.2."): p for name, p in image.state_dict().items()}
-                         | shut)
+    image = dit.recipe(dim=32, depth=2, size=16)
+    wake(image.model)
+    path = checkpoints.save_model(tmp_path / "image.safetensors", image)
+    image = checkpoints.load_model(path).model
+    made = latte.recipe(classes=10, time="none", **SMALL)
+    start_from = checkpoints.start_from(made.model, path, latte.renamed)
+    assert start_from["checkpoint"] == "image"
     x, t, y = torch.randn(2, 1, 4, 16, 16), torch.rand(2), torch.tensor([1, 2])
     frames = torch.stack([image(x[:, :, f], t, label=y) for f in range(4)], 2)
-    # the position in time, which the blocks over space after the first do see, is the one difference
-    made.time = "none"
-    torch.testing.assert_close(made(x, t, label=y), frames, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.model(x, t, label=y), frames, rtol=1e-4, atol=1e-5)
+    wake(made.model)
+    assert (made.model(x, t, label=y) - frames).abs().max() > 1e-2
+
+
+def test_a_video_model_keeps_the_names_of_its_weights(tmp_path):
+    video = latte.recipe(classes=10, **SMALL)
+    wake(video.model)
+    path = checkpoints.save_model(tmp_path / "video.safetensors", video)
+    other = latte.recipe(classes=10, **SMALL)
+    checkpoints.start_from(other.model, path, latte.renamed)
+    for name, p in other.model.state_dict().items():
+        torch.testing.assert_close(p, video.model.state_dict()[name], rtol=1e-3, atol=1e-3)
 
 
 # ---- the recipe

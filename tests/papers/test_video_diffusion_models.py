@@ -143,3 +143,13 @@ def test_frames_between_can_be_known():
     first = vdm.extend(recipe.model, seen, noise, 3)
     torch.manual_seed(0)
     torch.testing.assert_close(vdm.extend(recipe.model, seen, noise, 3, at=torch.arange(2)), first)
+
+
+def test_images_beside_captioned_clips_are_their_own_frames():
+    """They share the caption; without one, frames of another clip are more different."""
+    clips = torch.arange(8.0).reshape(2, 1, 4, 1, 1)
+    for own, source in (True, clips), (False, clips.flip(0)):
+        both = vdm.with_images(clips, 3, own)
+        assert both.shape == (2, 1, 7, 1, 1) and torch.equal(both[:, :, :4], clips)
+        for images, frames in zip(both[:, 0, 4:], source[:, 0]):
+            assert set(images.flatten().tolist()) <= set(frames.flatten().tolist())

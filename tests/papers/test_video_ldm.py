@@ -98,6 +98,12 @@ def test_what_is_known_gets_in_by_the_layers_over_time_only(image):
                        net(x, t, text=text, context=context(z, 0 * seen)))
 
 
+def test_to_be_told_nothing_is_to_know_nothing(image):
+    net, x, t, text = wake(tiny(image).model), torch.randn(2, 4, 6, 4, 4), torch.rand(2), some()["text"]
+    torch.testing.assert_close(net(x, t, text=text), net(x, t, text=text, context=torch.zeros(2, 5, 6, 4, 4)))
+    assert (net(x, t, text=text, context=torch.ones(2, 5, 6, 4, 4)) - net(x, t, text=text)).abs().max() > 1e-4
+
+
 def test_the_distance_of_frames_is_their_rate(image):
     net, x, t, text = wake(tiny(image).model), torch.randn(2, 4, 6, 4, 4), torch.rand(2), some()["text"]
     index = torch.arange(6).expand(2, -1)

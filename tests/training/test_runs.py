@@ -64,7 +64,7 @@ def test_a_cascade_is_given_large_images_of_its_own_data():
 
 @pytest.mark.parametrize("name, recipe, data, message", [
     ("latent_diffusion", {**SMALL, "channels": 2}, "digits", "channels=2 must be 1 or 3"),
-    ("latent_diffusion", {**SMALL, "classes": 10}, "moving_digits", "moving_digits has no labels"),
+    ("latent_diffusion", {"classes": 10, "width": 16}, "moving_digits", "moving_digits has no labels"),
     ("dit", {}, "moving_digits", "classes=10 does not fit the data: moving_digits has no labels")])
 def test_data_that_do_not_fit(name, recipe, data, message, tmp_path):
     with pytest.raises(ValueError, match=message):
