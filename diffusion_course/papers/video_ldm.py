@@ -9,6 +9,7 @@ paper; it knows the frame rate by how far apart frames are, where the paper has 
 upsampler, the fine-tuning of the image model on frames of the videos (it was trained on such frames).
 """
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
@@ -104,7 +105,8 @@ def recipe(image: Recipe | None = None, frames: int = 16, layers: str = "both",
     if layers not in LAYERS:
         raise ValueError(f"layers={layers!r} must be one of {', '.join(LAYERS)}")
     first = same_latents(image.autoencoder, autoencoder)
-    denoiser = deepcopy(image.model).requires_grad_(False)     # theta
+    with image.ema.swapped() if image.ema else nullcontext():
+        denoiser = deepcopy(image.model).requires_grad_(False)                 # theta
     denoiser.net = VideoNet(denoiser.net, layers)              # with phi, which alone is trained
     asks = {name: image.origin.kwargs[name] for name in ("classes", "words", "length")}
     _, null = asked_for(**asks)

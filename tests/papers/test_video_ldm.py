@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import wake
 
+from diffusion_course.diffusion.ema import EMA
 from diffusion_course.diffusion.guidance import CFG
 from diffusion_course.papers import autoencoder_kl, latent_diffusion, video_autoencoder, video_ldm
 from diffusion_course.papers.video_ldm import NOTHING, TASKS, context, given, interpolate
@@ -215,6 +216,18 @@ def test_temporal_layers_go_to_another_image_model(image):
     x, t, text = torch.randn(2, 4, 6, 4, 4), torch.rand(2), some()["text"]
     expected = frames_of(other, x, t, text)
     torch.testing.assert_close(swapped.model(x, t, text=text), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_an_image_model_just_trained_it_takes_the_average(image):
+    image.ema = EMA(image.model)
+    average = {name: x.clone() for name, x in image.model.state_dict().items()}
+    with torch.no_grad():
+        for p in image.model.parameters():
+            p.add_(1)
+    net = tiny(image).model.state_dict()
+    for name, x in average.items():
+        assert torch.equal(net[name.replace("net.", "net.net.", 1)], x)
+    assert not torch.equal(image.model.net.conv_in.weight, average["net.conv_in.weight"])
 
 
 def test_it_draws_with_the_decoder_that_it_is_given(image):
