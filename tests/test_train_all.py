@@ -16,7 +16,7 @@ from diffusion_course.training.shipped import SHIPPED, models
 from diffusion_course.training.trainer import Trainer
 
 TRAIN = ("train-all", "--preset", "smoke", "--n", "8", "--cpu")
-CHAINS = ["vae-mm img-mm vid-mm vid-mm-text", "vae-mm video-vae-mm video-ldm-mm", "img-mm video-ldm-mm",
+CHAINS = ["vae-mm img-mm vid-mm vid-mm-text", "vae-mm video-vae-mm", "vae-mm img-mm video-ldm-mm",
           "vae-mm dit-mm latte-mm", "vid-mm fdm-mm", "vae-mm dit-class",
           "rectified_flow rectified_flow_2 rectified_flow_distilled",
           "rectified_flow rectified_flow_distilled_1"]

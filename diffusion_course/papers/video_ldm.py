@@ -26,7 +26,7 @@ from ..networks.text import asked_for
 from ..recipe import Preset, Recipe, asking, paper
 from .video_autoencoder import LAYERS, Aligner, same_latents
 
-PARTS = {"image": "img-mm", "autoencoder": "video-vae-mm"}
+PARTS = {"image": "img-mm"}
 PRESETS = {
     "smoke": Preset(steps=20, batch_size=4, recipe=PARTS),
     "laptop": Preset(steps=3000, batch_size=8, lr=3e-3, recipe=PARTS),
