@@ -95,7 +95,7 @@ SHIPPED = {
                      file="results/costs.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
-    "leaderboard": Shipped("cbcc19d75e93a7bf3282556a46c27e3bfe225a08adffea9e940c068ce20af58a",
+    "leaderboard": Shipped("281b1338ad239c679185c9cb036ce738c14eaf5215fdbea65e85d107dafc40cc",
                            file="results/leaderboard.jsonl"),
     "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
 }
