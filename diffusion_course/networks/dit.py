@@ -150,8 +150,10 @@ class DiT(nn.Module):
             raise ValueError(f"dim={dim} and each side of patch={patch} must be at least 1")
         if time not in TIMES:
             raise ValueError(f"time={time!r} must be one of {', '.join(TIMES)}")
+        if time == "rotary" and heads > 0 and dim % (2 * heads):
+            raise ValueError(f"dim={dim} must be a multiple of 2 x heads={heads}, for rotary turns pairs")
         self.patch, self.channels, self.doors = patch, channels, Doors(dim, embed, tokens, stack)
-        self.block, self.time, self.head = block, time, dim // heads
+        self.block, self.time, self.heads = block, time, heads
         if tokens and not block.uses_tokens:
             raise ValueError(f"{block.__name__} has no use for the tokens {sorted(tokens)}; choose another "
                              "block or the first door")
@@ -199,7 +201,7 @@ class DiT(nn.Module):
             h = torch.cat([h, among(h, e, tokens)], dim=2)     # [B, F, N + 1 + L, D]
         angles, placed = None, index.shape[1] == 1             # a video of one frame is an image
         if self.time == "rotary":
-            angles = rotary_angles(index, self.head).expand(len(h), -1, -1)
+            angles = rotary_angles(index, h.shape[-1] // self.heads).expand(len(h), -1, -1)
         for block in self.blocks:
             if self.time == "sinusoidal" and block.layout != "space" and not placed:
                 place = sinusoidal(index, h.shape[-1])[:, :, None]             # [B or 1, F, 1, D]

@@ -100,10 +100,10 @@ def recipe(image: Recipe | None = None, frames: int = 16, layers: str = "both",
     layers        what goes between those of the image model: both kinds, or only "conv" or "attention"
     autoencoder   with the image model's latents, to decode what is drawn; by default the image model's own
     """
-    if image is None or image.origin.paper != "latent_diffusion" or not image.origin.kwargs["autoencoder"]:
-        raise ValueError("image=... must be a trained model of latent_diffusion, such as img-mm")
     if layers not in LAYERS:
         raise ValueError(f"layers={layers!r} must be one of {', '.join(LAYERS)}")
+    if image is None or image.origin.paper != "latent_diffusion" or not image.origin.kwargs["autoencoder"]:
+        raise ValueError("image=... must be a trained model of latent_diffusion, such as img-mm")
     first = same_latents(image.autoencoder, autoencoder)
     with image.ema.swapped() if image.ema else nullcontext():
         denoiser = deepcopy(image.model).requires_grad_(False)                 # theta
