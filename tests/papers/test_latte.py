@@ -242,7 +242,8 @@ def test_every_kind_trains_and_draws(kwargs):
 
 @pytest.mark.parametrize("kwargs, message", [
     ({"variant": "early"}, "variant='early'"), ({"condition": "tokens"}, "condition='tokens'"),
-    ({"time": "learned"}, "time='learned'"), ({"time": "rotary", "dim": 36}, "dim=36"), ({"variant": "serial", "condition": "in_context"}, "no use")])
+    ({"time": "learned"}, "time='learned'"), ({"time": "rotary", "dim": 36}, "dim=36"),
+    ({"variant": "serial", "condition": "in_context"}, "no use")])
 def test_what_there_is_not(kwargs, message):
     with pytest.raises(ValueError, match=message):
         latte.recipe(**kwargs)
