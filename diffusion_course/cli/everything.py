@@ -40,10 +40,10 @@ def arguments(slug: str, preset: str, fresh: Iterable[str]) -> dict[str, Any]:
     """What `begin` gets for a model: those of the fresh ones that it needs are taken from their runs."""
     found = {name: ",".join(str(RUNS / part) if part in fresh else part for part in value.split(","))
              for name, value in needs(slug, preset).items()}
-    usual = papers.module(models()[slug].paper).PRESETS[preset].init
-    init = found.pop("init", models()[slug].begins_with(usual))
-    return {"recipe": models()[slug].kwargs | found, "init": init, "preset": preset,
-            "data": models()[slug].data}
+    shipped = models()[slug]
+    usual = papers.module(shipped.paper).PRESETS[preset].init
+    init = found.pop("init", shipped.begins_with(usual))       # "none" is no model
+    return {"recipe": shipped.kwargs | found, "init": init, "preset": preset, "data": shipped.data}
 
 
 def header(slug: str) -> dict[str, Any] | None:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
     """Cosines, then sines, of t at geometrically spaced frequencies: [...] -> [..., dim]."""
-    freqs = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
-    angles = t[..., None].float() * freqs
+    angles = rotary_angles(t, dim, max_period)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -99,6 +99,15 @@ class TemporalConv(Temporal):
         return h + rearrange(x, "bf h w c -> bf c h w")        # a view: channels stay last in memory
 
 
+def numbers(clip: Tensor, more: int = 0, fps: Tensor | None = None) -> Tensor:
+    """Numbers [B, F + more] of the frames of clips [B, C, F, H, W], of which fps [B] of 8 are shown.
+
+    They are 0, 1, 2 ... at fps = 8, or where nobody says it, and 0, 4, 8 ... at 2.
+    """
+    index = torch.arange(clip.shape[2] + more, device=clip.device).expand(len(clip), -1)
+    return index if fps is None else index * (8 / fps)[:, None]
+
+
 def relative_index(frames: Frames, device: torch.device) -> Tensor:
     """index_j - index_i for every pair of frames: [F, F], or [B, F, F] where frames have their own index."""
     index = torch.arange(frames.count, device=device) if frames.index is None else frames.index.to(device)

@@ -21,7 +21,7 @@ from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
 from ..layers.attention import Attention, attend
 from ..layers.embeddings import LabelToken, rotate
-from ..layers.spacetime import Frames
+from ..layers.spacetime import Frames, numbers
 from ..networks.dit import BLOCKS, Block, DiT, look, modulate
 from ..networks.text import Pooled, TextEncoder, asked_for
 from ..recipe import Count, Preset, Recipe, asking, paper
@@ -109,21 +109,23 @@ def recipe(variant: str = "interleaved", dim: int = 96, depth: int = 8, heads: i
         raise ValueError(f"variant={variant!r} has no use for condition='in_context'; choose adaln_zero")
     first, shape, item = first_stage(autoencoder, (channels, size, size))
     _, null = asked_for(classes, words, length)
-    doors = {"embed": {"label": lambda dim: nn.Embedding(classes + 1, dim),
-                       "text": lambda dim: Pooled(TextEncoder(64, words, length), dim)},
-             "tokens": {"label": LabelToken(classes, dim), "text": TextEncoder(dim, words or 1, length)}}
-    door = "tokens" if condition == "in_context" else "embed"
+    if condition == "in_context":
+        makers = {"label": lambda: LabelToken(classes, dim), "text": lambda: TextEncoder(dim, words, length)}
+        door = {"tokens": {name: makers[name]() for name in null}}
+    else:
+        makers = {"label": lambda dim: nn.Embedding(classes + 1, dim),
+                  "text": lambda dim: Pooled(TextEncoder(64, words, length), dim)}
+        door = {"embed": {name: makers[name] for name in null}}
     net = DiT(shape[0], dim=dim, depth=depth, heads=heads, patch=(tube, patch, patch), time=time,
-              layouts=layouts(variant, depth), block=own or BLOCKS[condition],
-              **{door: {name: doors[door][name] for name in null}})
+              layouts=layouts(variant, depth), block=own or BLOCKS[condition], **door)
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))
 
     def loss(batch):
         z = with_images(first.encode(batch["x"], randn_like), images, own=bool(null))
-        index = torch.arange(z.shape[2], device=z.device) * (8 / batch["fps"])[:, None]
+        frames = Frames(z.shape[2], numbers(z, fps=batch.get("fps")))
         cond = drop_condition({name: batch[name] for name in null}, null, p=0.1)
-        return denoiser.loss(z, frames=Frames(z.shape[2], index), images=images, **cond)
+        return denoiser.loss(z, frames=frames, images=images, **cond)
 
     def draw(noise, cond, steps=50, step=ddim_step, scale=2.0 if null else 1.0, bar=False):
         return sample(CFG(denoiser, scale, null), noise, steps, step, bar, **cond)

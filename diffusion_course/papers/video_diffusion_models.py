@@ -19,7 +19,7 @@ from ..diffusion.samplers import ancestral_step, last, noise_of, sample, traject
 from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
-from ..layers.spacetime import Frames
+from ..layers.spacetime import Frames, numbers
 from ..networks.text import asked_for
 from ..networks.unet import unet_for
 from ..recipe import Count, Preset, Recipe, asking, paper
@@ -89,9 +89,7 @@ def joint(clip: Tensor, images: int, fps: Tensor | None = None) -> Frames:
     count = clip.shape[2]
     mask = torch.eye(count + images, dtype=torch.bool, device=clip.device)
     mask[:count, :count] = True
-    index = torch.arange(count + images, device=clip.device).expand(len(clip), -1)
-    index = index if fps is None else index * (8 / fps)[:, None]
-    return Frames(count + images, index, mask.expand(len(clip), -1, -1))
+    return Frames(count + images, numbers(clip, images, fps), mask.expand(len(clip), -1, -1))
 
 
 def extend(denoiser, seen: Tensor, noise: Tensor, times: int | Tensor = 25, scale: float = 2.0,

@@ -21,7 +21,7 @@ from ..diffusion.guidance import CFG, drop_condition
 from ..diffusion.random import rand, randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schemes import follow, latest
-from ..layers.spacetime import Frames, fold_frames
+from ..layers.spacetime import Frames, fold_frames, numbers
 from ..networks.text import asked_for
 from ..recipe import Preset, Recipe, asking, paper
 from .video_autoencoder import LAYERS, Aligner, same_latents
@@ -113,7 +113,7 @@ def recipe(image: Recipe | None = None, frames: int = 16, layers: str = "both",
 
     def loss(batch):
         z = first.encode(batch["x"], randn_like)               # [B, C, F, H, W]
-        index = torch.arange(z.shape[2], device=z.device) * (8 / batch["fps"])[:, None]
+        index = numbers(z, fps=batch.get("fps"))
         cond = drop_condition({name: batch[name] for name in null}, null, p=0.1)
         known = context(z, given(len(z), z.shape[2], z.device))
         return denoiser.loss(z, context=known, index=index, **cond)

@@ -249,6 +249,16 @@ def test_what_there_is_not(kwargs, message):
         latte.recipe(**kwargs)
 
 
+@pytest.mark.parametrize("fps", [{}, {"fps": torch.tensor([8.0, 2.0])}])
+def test_clips_of_ones_own_say_no_fps(fps):
+    """Films in a folder have none; then frames are numbered 0, 1, 2 ..."""
+    recipe, seen = latte.recipe(**SMALL), []
+    recipe.model.net.register_forward_pre_hook(lambda m, args, kw: seen.append(kw["frames"].index),
+                                               with_kwargs=True)
+    recipe.loss({"x": torch.rand(2, 1, 4, 16, 16)} | fps)
+    assert seen[0].tolist() == [[0, 1, 2, 3], [0, 4, 8, 12] if fps else [0, 1, 2, 3]]
+
+
 def test_images_need_a_video_and_patches_of_one_frame():
     made, x, t = net(), torch.randn(1, 1, 4, 16, 16), torch.rand(1)
     for bad in (-1, 4, 5):

@@ -121,6 +121,12 @@ def test_context_is_the_masked_latents_and_the_mask():
             assert torch.equal(c[b, :4, f], z[b, :, f] * seen[b, f]) and (c[b, 4, f] == seen[b, f]).all()
 
 
+def test_it_learns_from_clips_that_say_no_fps(image):
+    batch = some()
+    del batch["fps"]
+    tiny(image).loss(batch).backward()
+
+
 def test_which_frames_are_given():
     """None, one, two, or every fourth, as often as the table says."""
     seen = given(20_000, 10)
