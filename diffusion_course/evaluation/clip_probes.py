@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.captions import DIRECTIONS, parse
-from ..training import checkpoints, container
+from .probes import filled, layer
 
 FEATURES = 64
 ORDERS = ("real", "shuffled", "frozen", "every second")  # what may have been done to the frames of a clip
@@ -54,10 +54,6 @@ class FrameProbe(Probe):
     layout = torch.channels_last
 
     def __init__(self):
-        def layer(c_in, c_out, size, stride=1):
-            conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False)
-            return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
-
         body = nn.Sequential(*layer(1, 32, 5, 2), *layer(32, 64, 3), nn.MaxPool2d(2), *layer(64, 128, 3),
                              *layer(128, 128, 3))
         super().__init__(body, 128, nn.Conv2d, {"digits": 10}, {"count": 3, "spoilt": 2})
@@ -72,14 +68,14 @@ class VideoProbe(Probe):
     layout = torch.channels_last_3d
 
     def __init__(self):
-        def layer(c_in, c_out, stride=1, faster=1, size=3):    # (2+1)D: space first, then time
+        def layers(c_in, c_out, stride=1, faster=1, size=3):   # (2+1)D: space first, then time
             space = nn.Conv3d(c_in, c_out, (1, size, size), (1, stride, stride), (0, size // 2, size // 2),
                               bias=False)
             time = nn.Conv3d(c_out, c_out, (3, 1, 1), (faster, 1, 1), (1, 0, 0), bias=False)
             return [space, nn.BatchNorm3d(c_out), nn.ReLU(), time, nn.BatchNorm3d(c_out), nn.ReLU()]
 
-        body = nn.Sequential(*layer(1, 24, 2, 2, size=5), *layer(24, 48), nn.MaxPool3d((1, 2, 2)),
-                             *layer(48, 96, 1, 2), *layer(96, 96))
+        body = nn.Sequential(*layers(1, 24, 2, 2, size=5), *layers(24, 48), nn.MaxPool3d((1, 2, 2)),
+                             *layers(48, 96, 1, 2), *layers(96, 96))
         super().__init__(body, 96, nn.Conv3d, {"pairs": 50, "slow": 10},
                          {"count": 3, "bounce": 1, "order": len(ORDERS), "spoilt": 2})
 
@@ -137,14 +133,7 @@ def load_probe(name: str, path: str | Path | None = None) -> Probe:
     """frame_probe or video_probe, from its shipped checkpoint unless another is named."""
     if name not in PROBES:
         raise ValueError(f"name={name!r} must be one of {', '.join(PROBES)}")
-    path = Path(path or checkpoints.obtain(name))
-    tensors, header = container.read(path)
-    if header.get("kind") != name.replace("_", " "):
-        raise container.CheckpointError(f"{path}: not a {name.replace('_', ' ')}")
-    probe = PROBES[name]()
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    checkpoints.load_weights(probe, tensors, path)
-    return probe.eval().to(memory_format=probe.layout)
+    return filled(probe := PROBES[name](), name, path).to(memory_format=probe.layout)
 
 
 PROBES = {"frame_probe": FrameProbe, "video_probe": VideoProbe}

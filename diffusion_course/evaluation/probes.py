@@ -13,16 +13,16 @@ from ..data.images import Images
 from ..training import checkpoints, container
 
 
+def layer(c_in: int, c_out: int, size: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution of size x size pixels, and what follows it."""
+    return [nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+
+
 class DigitProbe(nn.Module):
     """Images [B, 1, 32, 32] in [-1, 1] -> logits of the ten digits [B, 10]."""
 
     def __init__(self):
         super().__init__()
-
-        def layer(c_in, c_out, size, stride=1):
-            conv = nn.Conv2d(c_in, c_out, size, stride, size // 2, bias=False)
-            return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
-
         self.body = nn.Sequential(*layer(1, 32, 5, 2), *layer(32, 64, 3), nn.MaxPool2d(2), *layer(64, 128, 3),
                                   nn.MaxPool2d(2), *layer(128, 128, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.head = nn.Linear(512, 10)
@@ -88,16 +88,23 @@ def reading(probe: DigitProbe, x: Tensor, confidence: float = 0.9) -> dict:
             "counts": counts.tolist(), "largest_share": (counts.max() / len(x)).item()}
 
 
-def load_probe(path: str | Path | None = None) -> DigitProbe:
-    """The trained probe, from the shipped checkpoint unless another is named."""
-    path = Path(path or checkpoints.obtain("digit_probe"))
+def filled(probe: nn.Module, name: str, path: str | Path | None = None) -> nn.Module:
+    """A probe with its trained weights: those of the shipped checkpoint of that name, unless a path is given.
+
+    A CheckpointError says what else the file is.
+    """
+    path, kind = Path(path or checkpoints.obtain(name)), name.replace("_", " ")
     tensors, header = container.read(path)
-    if header.get("kind") != "digit probe":
-        raise container.CheckpointError(f"{path}: not a digit probe")
-    probe = DigitProbe()
+    if header.get("kind") != kind:
+        raise container.CheckpointError(f"{path}: not a {kind}")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     checkpoints.load_weights(probe, tensors, path)
     return probe.eval()
+
+
+def load_probe(path: str | Path | None = None) -> DigitProbe:
+    """The trained probe, from the shipped checkpoint unless another is named."""
+    return filled(DigitProbe(), "digit_probe", path)
 
 
 def main() -> None:
