@@ -8,7 +8,7 @@ import typer
 from typer import BadParameter
 
 from .. import __version__, papers
-from .common import PLAIN, Json, say
+from .common import PLAIN, Compiled, Cpu, Json, Precision, say
 from .models import evaluate, sample
 from .train import training
 
@@ -144,8 +144,7 @@ def train_everything(
         n: Annotated[int, typer.Option("--n", min=4, help="Samples that a model is measured by.")] = 256,
         board: Annotated[Path, typer.Option(help="Leaderboard that gets the rows.")] = Path(
             "runs/leaderboard.jsonl"),
-        precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
-        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False):
+        precision: Precision = None, compiled: Compiled = False, cpu: Cpu = False):
     """Train and measure the models of the course in the time there is.
 
     What stands in runs/NAME goes on, or is kept if it is finished; delete it to train it anew.
@@ -157,7 +156,8 @@ def train_everything(
     if unknown := set(chosen) - set(models()):
         raise BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(models())}",
                            param_hint="--only")
-    train_all(chosen, preset_name(preset), budget, n, board, precision=precision, cpu=cpu)
+    train_all(chosen, preset_name(preset), budget, n, board, precision=precision, compiled=compiled,
+              cpu=cpu)
 
 
 # ---- models

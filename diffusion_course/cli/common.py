@@ -1,11 +1,15 @@
 """What the commands have in common."""
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
 PLAIN = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+# of what trains
+Precision = Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Faster steps after a minute of torch.compile.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 

@@ -8,7 +8,7 @@ from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 from .. import papers
-from .common import PLAIN, given
+from .common import PLAIN, Compiled, Cpu, Precision, given
 
 
 def train_options(
@@ -22,14 +22,13 @@ def train_options(
         init: Annotated[Optional[str], typer.Option(help="Weights to begin with: a, or a,b; none.")] = None,
         save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
         accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
-        precision: Annotated[Optional[str], typer.Option(help="no, fp16, bf16; default: by device.")] = None,
-        cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False, seed: int = 0,
+        precision: Precision = None, compiled: Compiled = False, cpu: Cpu = False, seed: int = 0,
         tracker: Annotated[Optional[str], typer.Option(help="tensorboard or wandb.")] = None):
     """The options that every paper has."""
 
 
 def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume, init,
-          save_and_sample_every, accumulate, precision, cpu, seed, tracker) -> None:
+          save_and_sample_every, accumulate, precision, compiled, cpu, seed, tracker) -> None:
     import torch
 
     from ..classroom.figures import loss_curve
@@ -42,7 +41,8 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
     trainer, batches = begin(
         name, out, preset, data, resume=resume, init=init, recipe=recipe_kwargs, cpu=cpu, seed=seed,
         tracker=tracker, numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate,
-        precision=precision, save_every=save_and_sample_every, sample_every=save_and_sample_every)
+        precision=precision, compiled=compiled, save_every=save_and_sample_every,
+        sample_every=save_and_sample_every)
     if trainer.main:
         if trainer.step:
             print(f"going on from step {trainer.step} of {out}")
@@ -57,8 +57,10 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
     if trainer.main:
         loss_curve(trainer.losses, out / "loss.png")
         card = checkpoints.write_card(out / "model.safetensors")
-        loss = trainer.summary()["metrics"]["loss"]
-        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, loss {loss:.4f}\nmodel    "
+        loss, count = trainer.summary()["metrics"]["loss"], trainer.accelerator.num_processes
+        pace = trainer.step * facts["batch_size"] / count / max(trainer.seconds, 1e-9)
+        print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes, {pace:.3g} items per second"
+              f"{f' in each of {count} processes' if count > 1 else ''}, loss {loss:.4f}\nmodel    "
               f"{card.with_suffix('.safetensors')}\nsamples  {out / 'samples'}\nlosses   {out / 'loss.png'}")
 
 

@@ -1,5 +1,7 @@
 """A run: a paper, its data and a trainer in a folder.  The command line and the lessons begin theirs here."""
 import inspect
+import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +22,13 @@ from .trainer import Trainer
 
 def begin(name: str, folder: str | Path, preset: str | None = None, data: str | None = None, *,
           resume: bool = False, init: str | None = None, recipe: dict[str, Any] | None = None,
-          numbers: dict[str, Any] | None = None, cpu: bool = False, seed: int = 0,
+          numbers: dict[str, Any] | None = None, cpu: bool = False, seed: int = 0, compiled: bool = False,
           **options) -> tuple[Trainer, Any]:
     """A trainer for a paper at a preset, and its batches; with resume it goes on with what is in the folder.
 
     init names a model whose weights it starts from, "none" is none, and "a,b" is a with the weights of b laid
     over; recipe and numbers take the place of the preset's own arguments; options are the trainer's.  On data
-    of one's own a preset does not begin with models of the course.
+    of one's own a preset does not begin with models of the course.  compiled: see compile_networks.
     """
     module, preset, folder = papers.module(name), preset_name(preset), Path(folder)
     begun = (state := folder / "state.safetensors").exists()
@@ -56,6 +58,8 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     asked = {name: value.to(trainer.device) for name, value in
              made.asked(source[torch.arange(trainer.samples) % len(source)]).items()}
     trainer.sample_options = made.quick(trainer.samples) | asked
+    if compiled:
+        compile_networks(made)
     if begun:
         try:
             trainer.resume()
@@ -64,6 +68,21 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
         except CheckpointError as error:
             raise CheckpointError(f"{error}; move {folder} away to train at the preset {preset}") from error
     return trainer, source.batches(plan.batch_size, seed)
+
+
+def compile_networks(recipe: Recipe) -> None:
+    """Have torch.compile make the denoiser's network faster, and the encoder before it.
+
+    It takes a minute or two at the first step.  Without a C++ compiler they run as ever, and so does what
+    cannot be compiled.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        print("not compiled: there is no C++ compiler (g++)", flush=True)
+        return
+    torch._dynamo.config.suppress_errors = True
+    for net in getattr(recipe.model, "net", None), getattr(recipe.autoencoder, "encoder", None):
+        if net is not None:
+            net.compile()
 
 
 def data_of(recipe: Recipe, name: str | None, split: str = "train") -> Any:

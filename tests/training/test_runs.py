@@ -182,3 +182,27 @@ def test_kinds_of_moving_digits(kind):
     assert train.mode == ("straight" if kind in ("moving", "slow") else "bounce")
     if kind != "moving":
         assert (batch["digits"][:, 1] == -1).all() and max(train.speeds) <= 0.5
+
+
+def first_losses(**options):
+    torch._dynamo.reset()
+    trainer, batches = begin("dit", {"dim": 16, "depth": 1, "size": 16, "autoencoder": None}, **options)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        return [step.loss for step in trainer.run(batches, 3)]
+
+
+def test_a_compiled_network_trains_as_the_other():
+    graphs = torch._dynamo.utils.counters["stats"]
+    plain, before = first_losses(), graphs["unique_graphs"]
+    shutil.rmtree("run")
+    assert first_losses(compiled=True) == pytest.approx(plain, rel=1e-4)
+    assert graphs["unique_graphs"] > before
+
+
+def test_without_a_compiler_a_network_runs_as_ever(tmp_path, monkeypatch, capsys):
+    plain = first_losses()
+    shutil.rmtree("run")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert first_losses(compiled=True) == plain
+    assert "no C++ compiler" in capsys.readouterr().out
