@@ -120,7 +120,6 @@ def main():
     n, some = arguments.n, arguments.given
     study = Study("video_ldm", arguments.out, n=n, given=some, steps=arguments.steps, sampling=SAMPLING)
     ready = checkpoints.load_model(checkpoints.obtain("video-ldm-mm"))
-    vae = checkpoints.load_model(checkpoints.obtain("vae-mm"))
     test = bouncing(1)
     real, asked = (test[index] for index in shuffled(len(test), 0, 0)[:8 * n + n].split(8 * n))
     eye = ClipEye(real["x"])
@@ -148,7 +147,8 @@ def main():
         torch.manual_seed(0)
         made = torch.cat([ready.sample(torch.randn(len(text), *ready.shape), text=text, **SAMPLING)
                           for text in asked["text"].split(32)])
-        for name, decoder in ("image", vae.model.autoencoder), ("video", ready.autoencoder):
+        for name, slug in ("image", "vae-mm"), ("video", "video-vae-mm"):
+            decoder = checkpoints.load_model(checkpoints.obtain(slug)).model.autoencoder
             with torch.no_grad():
                 x, y = (torch.cat([decoder.decode(part) for part in z.split(32)]) for z in (true, made))
             error = x - asked["x"]
