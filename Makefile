@@ -20,7 +20,7 @@ lesson: $(VENV)/ready-lab  ## set everything up and run one lesson without a bro
 	$(BIN)/diffusion-course run $(N)
 
 test: $(VENV)/ready-test check  ## set everything up, run the tests, then every lesson at its smallest
-	$(BIN)/python -m pytest tests --ignore tests/lab
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/lab -n 2 --dist loadfile
 	DIFFUSION_COURSE_PRESET=smoke DIFFUSION_COURSE_OFFLINE=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile lessons
 

@@ -13,7 +13,8 @@ from diffusion_course.training.trainer import NonFiniteLoss
 
 PACKAGE = str(Path(diffusion_course.__file__).parent)
 KINDS = {"fault": "faults", "bad_input": "cases of bad input", "hostile": "hostile files and programs"}
-CASES: Counter = Counter()
+CASES: Counter = Counter()                                     # in this process
+DONE: Counter = Counter()                                      # in all, of tests that passed
 SKIPPED: Counter = Counter()
 many = hypothesis.settings(max_examples=int(os.environ.get("DIFFUSION_COURSE_EXAMPLES", "20")), deadline=None,
                            derandomize=True, database=None,
@@ -25,7 +26,7 @@ def promised_but_not_done() -> dict[str, int]:
     page = (Path(__file__).parents[1] / "SECURITY.md").read_text()
     promised = {kind: int(re.search(rf"\| ([\d,]+) \| `pytest -m {kind} tests`", page)[1].replace(",", ""))
                 for kind in KINDS}
-    return {kind: number for kind, number in promised.items() if number > CASES[kind] + SKIPPED[kind]}
+    return {kind: number for kind, number in promised.items() if number > DONE[kind] + SKIPPED[kind]}
 
 
 def judged(call, *names: str, where: str = PACKAGE):

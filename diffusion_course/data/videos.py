@@ -103,8 +103,8 @@ def pictures_of(files: list[Path], count: int, stride: int, size: int, channels:
         chosen = (next(pictures(file)) for file in of)
     found, first = [], None
     for file, picture in zip(of, chosen):
-        if len(found) * picture.size > 32 * LARGEST:
-            raise ValueError(f"{file}: more than {8 * LARGEST} pixels in all; make it smaller or shorter")
+        if len(found) * picture.size > 16 * LARGEST:
+            raise ValueError(f"{file}: more than {4 * LARGEST} pixels in all; make it smaller or shorter")
         first = first or picture.shape[:2]
         if picture.shape[:2] != first:
             raise ValueError(f"{file}: its height and width are {picture.shape[:2]}, those of "

@@ -579,7 +579,7 @@ NO_NINE = Images("few", GREY[:480], LABELS[:480].clamp(max=8))
     ({"pairs": [(7, "north")]}, r"\(7, 'north'\) in pairs must be .*, like \(7, 'up'\)"),
     ({"pairs": [(10, "up")]}, r"\(10, 'up'\) in pairs"), ({"pairs": (7, "up")}, "7 in pairs must be"),
     ({"pairs": [[7, "up"]]}, r"\[7, 'up'\] in pairs must be"), ({"pairs": ["up"]}, "'up' in pairs"),
-    ({"pairs": iter([(7, "up"), (7, 7)])}, r"\(7, 7\) in pairs"),
+    pytest.param({"pairs": iter([(7, "up"), (7, 7)])}, r"\(7, 7\) in pairs", id="pairs, read once"),
     ({"frames": 40}, "a digit at 1 pixels per frame goes 39 in frames=40 and has room for 18; choose at most "
                      "19 frames, speeds up to 0.46, or mode='wrap' or 'bounce'"),
     ({"stride": (1, 2)}, "at 2 pixels per frame goes 30 in frames=16"), ({"size": 16}, "has room for 8;"),

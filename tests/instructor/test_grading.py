@@ -104,7 +104,7 @@ def test_nothing_is_written_over(tmp_path):
     assert not (tmp_path / "source" / "lesson-03").exists() and first[0].read_bytes() == before
     write(["03"], tmp_path)
     with pytest.raises(ValueError, match="has no exercises yet"):
-        write(["48"], tmp_path)
+        write(["09"], tmp_path)
     with pytest.raises(ValueError, match="there is no lesson 'x'"):
         write(["x"], tmp_path)
 
