@@ -133,7 +133,8 @@ def load_probe(name: str, path: str | Path | None = None) -> Probe:
     """frame_probe or video_probe, from its shipped checkpoint unless another is named."""
     if name not in PROBES:
         raise ValueError(f"name={name!r} must be one of {', '.join(PROBES)}")
-    return filled(probe := PROBES[name](), name, path).to(memory_format=probe.layout)
+    probe = filled(PROBES[name](), name, path)
+    return probe.to(memory_format=probe.layout)
 
 
 PROBES = {"frame_probe": FrameProbe, "video_probe": VideoProbe}

@@ -110,17 +110,6 @@ class Pixels(nn.Module):
         return z
 
 
-def first_stage(autoencoder, pixels: tuple[int, ...]):
-    """The Autoencoder of a trained recipe, the shape of its latents, and of its images; for None, Pixels."""
-    if autoencoder is None:
-        return Pixels(), pixels, pixels
-    first = getattr(autoencoder.model, "autoencoder", None)
-    if not isinstance(first, Autoencoder):
-        raise ValueError(f"autoencoder={autoencoder.origin.paper} makes no latents to diffuse; choose one of "
-                         "autoencoder_kl, such as vae-mm")
-    return first, autoencoder.shape, autoencoder.item
-
-
 def check(frames: Tensor, channels: int, factor: int, encoder: nn.Module) -> None:
     check_dtype(frames, next(encoder.parameters()))
     if (frames.ndim != 4 or frames.shape[1] != channels or any(side % factor for side in frames.shape[2:])

@@ -7,7 +7,7 @@ then works on what is left: small, smooth, and of unit scale.
 Scaled down: 32 x 32 images, latents of 4 x 8 x 8; discriminator and features as in vqgan.py.
 """
 from ..diffusion.random import randn_like
-from ..networks.autoencoder import Autoencoder
+from ..networks.autoencoder import Autoencoder, Pixels
 from ..recipe import Count, Recipe, paper
 from . import vqgan
 
@@ -41,3 +41,14 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, latent: int = 4, 
 
     side = size // factor
     return Recipe(model, loss, draw, (latent, side, side), data="moving_mnist", item=(channels, size, size))
+
+
+def first_stage(autoencoder: Recipe | None, pixels: tuple[int, ...]):
+    """The Autoencoder of a recipe, the shape of its latents, and that of its images; for None, of pixels."""
+    if autoencoder is None:
+        return Pixels(), pixels, pixels
+    first = getattr(autoencoder.model, "autoencoder", None)
+    if not isinstance(first, Autoencoder):
+        raise ValueError(f"autoencoder={autoencoder.origin.paper} makes no latents to diffuse; choose one of "
+                         "autoencoder_kl, such as vae-mm")
+    return first, autoencoder.shape, autoencoder.item

@@ -16,9 +16,9 @@ from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
 from ..layers.embeddings import LabelToken
-from ..networks.autoencoder import first_stage
 from ..networks.dit import BLOCKS, DiT
 from ..recipe import Preset, Recipe, paper
+from .autoencoder_kl import first_stage
 
 LATENTS = {"autoencoder": "vae-mm", "patch": 2}
 PRESETS = {

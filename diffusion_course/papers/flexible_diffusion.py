@@ -22,9 +22,9 @@ from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import follow, hierarchy
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames
-from ..networks.autoencoder import first_stage
 from ..networks.unet import unet_for
 from ..recipe import Preset, Recipe, paper
+from .autoencoder_kl import first_stage
 
 LATENTS = {"autoencoder": "vae-mm", "width": 48}
 PRESETS = {

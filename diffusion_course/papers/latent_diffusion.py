@@ -12,10 +12,10 @@ from ..diffusion.predictions import Epsilon
 from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
-from ..networks.autoencoder import first_stage
 from ..networks.text import asked_for
 from ..networks.unet import unet_for
 from ..recipe import Count, Preset, Recipe, asking, paper
+from .autoencoder_kl import first_stage
 
 PRESETS = {
     "smoke": Preset(steps=40, batch_size=32, recipe={"width": 32, "autoencoder": "vae-mm"}),

@@ -22,10 +22,10 @@ from ..diffusion.schedules import linear_beta
 from ..layers.attention import Attention, attend
 from ..layers.embeddings import LabelToken, rotate
 from ..layers.spacetime import Frames, numbers
-from ..networks.autoencoder import first_stage
 from ..networks.dit import BLOCKS, Block, DiT, look, modulate
 from ..networks.text import Pooled, TextEncoder, asked_for
 from ..recipe import Count, Preset, Recipe, asking, paper
+from .autoencoder_kl import first_stage
 from .video_diffusion_models import with_images
 
 LATENTS = {"autoencoder": "vae-mm", "patch": 2, "classes": 10}

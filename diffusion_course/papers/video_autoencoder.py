@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Temporal, TemporalConv
-from ..networks.autoencoder import Autoencoder, PatchDiscriminator, first_stage
+from ..networks.autoencoder import Autoencoder, PatchDiscriminator
 from ..recipe import Count, Preset, Recipe, paper
+from .autoencoder_kl import first_stage
 from .vqgan import FirstStage
 
 PRESETS = {

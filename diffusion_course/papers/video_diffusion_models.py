@@ -20,10 +20,10 @@ from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames, numbers
-from ..networks.autoencoder import first_stage
 from ..networks.text import asked_for
 from ..networks.unet import unet_for
 from ..recipe import Count, Preset, Recipe, asking, paper
+from .autoencoder_kl import first_stage
 
 LATENTS = {"autoencoder": "vae-mm", "width": 48, "images": 2}
 PRESETS = {

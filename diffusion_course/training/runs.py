@@ -1,7 +1,5 @@
 """A run: a paper, its data and a trainer in a folder.  The command line and the lessons begin theirs here."""
 import inspect
-import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +57,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
              made.asked(source[torch.arange(trainer.samples) % len(source)]).items()}
     trainer.sample_options = made.quick(trainer.samples) | asked
     if compiled:
-        compile_networks(made)
+        compile_networks(trainer)
     if begun:
         try:
             trainer.resume()
@@ -70,16 +68,17 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     return trainer, source.batches(plan.batch_size, seed)
 
 
-def compile_networks(recipe: Recipe) -> None:
+def compile_networks(trainer: Trainer) -> None:
     """Have torch.compile make the denoiser's network faster, and the encoder before it.
 
-    It takes a minute or two at the first step.  Without a C++ compiler they run as ever, and so does what
-    cannot be compiled.
+    It takes a minute or two at the first step.  Where there is no compiler that works, they run as ever.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
-        print("not compiled: there is no C++ compiler (g++)", flush=True)
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=trainer.device))
+    except Exception as error:                                 # every system lacks something else
+        trainer.accelerator.print(f"not compiled: {str(error).splitlines()[0]:.200}", flush=True)
         return
-    torch._dynamo.config.suppress_errors = True
+    recipe = trainer.recipe
     for net in getattr(recipe.model, "net", None), getattr(recipe.autoencoder, "encoder", None):
         if net is not None:
             net.compile()

@@ -2,9 +2,9 @@
 
 Every method trains for so many minutes of one core on the same data, and draws n samples by 50 steps of DDIM,
 which the course's probe compares with real ones.  Peers bring their network, process and loss; the trainer is
-the course's for all (AdamW, its averages and its falling learning rate, which is the best of --lr for each).
-Making the batches is not counted.  Needs the peers of peers.py.  Run it on an idle machine; a quarter of an
-hour or so for each method and rate.
+the course's for all (AdamW, its averages and its falling learning rate).  Each of --lr makes a row; compare
+the best ones.  Making the batches is not counted.  Needs the peers of peers.py, and an idle machine.  Drawing
+takes time, too: 32 clips of video-diffusion-pytorch half an hour of one core.
 """
 import argparse
 import json
@@ -67,31 +67,27 @@ METHODS = {  # data, what makes the recipe, items of a batch
 }
 
 
-def trained(name, minutes, lr):
-    """A recipe after so many minutes, and how many steps these were."""
+def begun(name, lr=1e-3, steps=None):
+    """The trainer of a method, and its batches."""
     data, make, size = METHODS[name]
-    source = sources.load(data, SHAPES[data])
-    batches = source.batches(size)
-    steps, taken = None, 0.0
-    for planned in (6, None):                                  # a short run tells for how many there is time
-        torch.manual_seed(0)
-        recipe = make(SHAPES[data])
-        trainer = Trainer(recipe, steps=planned or steps, lr=lr, cpu=True, save_every=0)
-        run = trainer.run(batches)
-        for progress in run:
-            if planned and progress.step == 2:
-                begun = time.process_time()
-        if planned:
-            taken = (time.process_time() - begun) / (planned - 2)
-            made = seconds(lambda: batches[1])
-            steps = max(10, int(60 * minutes / max(taken - made, 1e-3)))
-    return recipe, steps, taken
+    torch.manual_seed(0)
+    trainer = Trainer(make(SHAPES[data]), steps=steps, lr=lr, cpu=True, save_every=0)
+    return trainer, sources.load(data, SHAPES[data]).batches(size)
 
 
 def seconds(f):
+    """Of the processor."""
     began = time.process_time()
     f()
     return time.process_time() - began
+
+
+def pace(name, steps=4):
+    """Seconds of a step without those of its batch."""
+    trainer, batches = begun(name)
+    run = trainer.run(batches, 1 + steps)
+    next(run)                                                  # what is made once
+    return seconds(lambda: list(run)) / steps - seconds(lambda: batches[1])
 
 
 def main():
@@ -106,13 +102,17 @@ def main():
         data = METHODS[name][0]
         test = sources.load(data, SHAPES[data], "test")
         real, other = (test[slice(i * args.n, (i + 1) * args.n)]["x"] for i in (0, 1))
+        steps = max(10, int(60 * args.minutes / pace(name)))
         for lr in args.lr:
-            recipe, steps, taken = trained(name, args.minutes, lr)
+            trainer, batches = begun(name, lr, steps)
+            for _ in trainer.run(batches):
+                pass
+            recipe = trainer.recipe
             x = drawn(recipe, args.n, 0, steps=50, **({"step": ddim_step} if recipe.takes("step") else {}))
             found = measure(x.clamp(-1, 1), real, other, real)
+            kept = {key: found[key] for key in ("frechet", "readable", "flips") if key in found}
             row = {"method": name, "data": data, "lr": lr, "minutes": args.minutes, "steps": steps,
-                   "step": round(taken, 4), "n": args.n,
-                   **{key: found[key] for key in ("frechet", "readable", "flips") if key in found}}
+                   "n": args.n, **kept}
             print(json.dumps(row), flush=True)
             if args.out:
                 with args.out.open("a") as file:
