@@ -2,14 +2,19 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_course import papers
 from diffusion_course.diffusion.denoiser import Denoiser
 from diffusion_course.diffusion.ema import EMA
 from diffusion_course.diffusion.predictions import V
+from diffusion_course.diffusion.random import rows_of
 from diffusion_course.diffusion.samplers import ancestral_step, sample
 from diffusion_course.diffusion.schedules import Cosine
 from diffusion_course.networks.unet import UNet
 from diffusion_course.recipe import Recipe, paper, preset_name
+from diffusion_course.training.runs import data_of, with_parts
 from diffusion_course.training.trainer import Trainer
+
+TRAINED = [name for name in papers.names() if papers.module(name).PRESETS]
 
 
 class Autoencoder(nn.Module):
@@ -135,3 +140,28 @@ def test_what_items_of_data_ask_for(sample, asked):
     assert set(found) == asked and all(found[name] is batch[name] for name in found)
     assert recipe.asked({"label": torch.zeros(2)}) == {}
     assert {name for name in batch if recipe.takes(name)} - {"label"} == asked
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_parts_of_a_batch_have_the_mean_loss_of_the_whole(name):
+    """So that several processes, or several parts one after the other, train what one does.
+
+    But for what looks across a batch: images beside clips are frames of its other clips, and a judge is
+    weighed by gradients of the whole batch.
+    """
+    apart = {"video_diffusion_models": {"images": 0}, "vqgan": {"adversarial": 0.0}}
+    module = papers.module(name)
+    torch.manual_seed(0)
+    recipe = module.recipe(**with_parts(module, module.PRESETS["smoke"].recipe | apart.get(name, {})))
+    for p in recipe.model.parameters():
+        if not p.any():                                        # so that what is predicted is not zero
+            nn.init.normal_(p, std=0.1)
+    recipe.model.eval()                                        # vectors that nobody chose stay where they are
+    batch = data_of(recipe, None).batches(8)[0]
+
+    def loss(start, n):
+        part = {name: x[start:start + n] for name, x in batch.items()}
+        with rows_of(start, 8, torch.Generator().manual_seed(1)):
+            return recipe.loss(part).item()
+
+    assert (loss(0, 4) + loss(4, 4)) / 2 == pytest.approx(loss(0, 8), rel=1e-4)

@@ -22,13 +22,14 @@ def train_options(
         init: Annotated[Optional[str], typer.Option(help="Weights to begin with: a, or a,b; none.")] = None,
         save_and_sample_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 500,
         accumulate: Annotated[int, typer.Option(min=1, help="Parts of a batch, to save memory.")] = 1,
+        shard: Annotated[bool, typer.Option("--shard", help="Share the weights out over processes.")] = False,
         precision: Precision = None, compiled: Compiled = False, cpu: Cpu = False, seed: int = 0,
         tracker: Annotated[Optional[str], typer.Option(help="tensorboard or wandb.")] = None):
     """The options that every paper has."""
 
 
 def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size, lr, data, out, resume, init,
-          save_and_sample_every, accumulate, precision, compiled, cpu, seed, tracker) -> None:
+          save_and_sample_every, accumulate, shard, precision, compiled, cpu, seed, tracker) -> None:
     import torch
 
     from ..classroom.figures import loss_curve
@@ -41,7 +42,7 @@ def train(name: str, recipe_kwargs: dict[str, Any], *, preset, steps, batch_size
     trainer, batches = begin(
         name, out, preset, data, resume=resume, init=init, recipe=recipe_kwargs, cpu=cpu, seed=seed,
         tracker=tracker, numbers=given(steps=steps, batch_size=batch_size, lr=lr), accumulate=accumulate,
-        precision=precision, compiled=compiled, save_every=save_and_sample_every,
+        shard=shard, precision=precision, compiled=compiled, save_every=save_and_sample_every,
         sample_every=save_and_sample_every)
     if trainer.main:
         if trainer.step:

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -17,8 +17,12 @@ class EMA:
             raise ValueError(f"decay={decay} must be in [0, 1)")
         self.model, self.decay, self.updates = model, decay, 0
         self.average = deepcopy(model).requires_grad_(False)
-        pairs = zip(self.average.parameters(), model.parameters())
-        self.pairs = [(a, p) for a, p in pairs if p.requires_grad]
+        self.pairs = self.matched()
+
+    def matched(self) -> list[tuple[Tensor, Tensor]]:
+        """The averages and the trainable weights that they follow."""
+        pairs = zip(self.average.parameters(), self.model.parameters())
+        return [(a, p) for a, p in pairs if p.requires_grad]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -37,6 +41,9 @@ class EMA:
         finally:
             self.swap()
 
+    @torch.no_grad()
     def swap(self) -> None:
-        for a, p in self.pairs:
-            a.data, p.data = p.data, a.data
+        averages, weights = zip(*self.pairs)
+        kept = [p.clone() for p in weights]
+        torch._foreach_copy_(weights, averages)
+        torch._foreach_copy_(averages, kept)

@@ -6,7 +6,7 @@ whole batch trains.  Outside `rows_of` these are torch.rand and torch.randn.
 """
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Rows:
 
     start: int
     total: int
-    generator: torch.Generator
+    generator: torch.Generator | None
 
 
 _rows: ContextVar[Rows | None] = ContextVar("rows", default=None)
@@ -30,6 +30,20 @@ def rows_of(start: int, total: int, generator: torch.Generator):
     token = _rows.set(Rows(start, total, generator))
     try:
         yield
+    finally:
+        _rows.reset(token)
+
+
+@contextmanager
+def whole_batch(n: int):
+    """Inside this block what is drawn is for the whole batch, of which n rows are this part's.
+
+    Gives its size and the slice of those rows.
+    """
+    rows = _rows.get() or Rows(0, n, None)
+    token = _rows.set(replace(rows, start=0))
+    try:
+        yield rows.total, slice(rows.start, rows.start + n)
     finally:
         _rows.reset(token)
 

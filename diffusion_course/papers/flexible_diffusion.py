@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import Known
 from ..diffusion.predictions import V
-from ..diffusion.random import rand, randn_like
+from ..diffusion.random import rand, randn_like, whole_batch
 from ..diffusion.samplers import ancestral_step, sample
 from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import follow, hierarchy
@@ -70,12 +70,15 @@ def recipe(width: int = 32, frames: int = 64, window: int = 16, size: int = 32, 
 
     def loss(batch):
         x = batch["x"]
-        index, seen, valid = subsets(len(x), x.shape[2], window, x.device, given)      # [B, K]
+        with whole_batch(len(x)) as (total, mine):
+            drawn = subsets(total, x.shape[2], window, x.device, given)        # [B, K]
+        share = (drawn[2] & ~drawn[1]).to(x).mean()            # of frames to be made
+        index, seen, valid = (of_all[mine] for of_all in drawn)
         place = index[:, None, :, None, None].expand(-1, x.shape[1], -1, *x.shape[3:])
         z = first.encode(x.gather(2, place), randn_like)
         t = denoiser.draw_t(len(x), device=x.device)[:, None] * ~seen          # given frames are clean
         made = (valid & ~seen).to(z)[:, None, :, None, None]                   # and only the others count
-        return denoiser.loss(z, t, weight=made / made.mean(), frames=among(index, valid))
+        return denoiser.loss(z, t, weight=made / share, frames=among(index, valid))
 
     def draw(noise, steps=25, step=ancestral_step, start=None, scheme=hierarchy, advance=window // 2,
              bar=False):

@@ -20,6 +20,7 @@ from .. import papers
 from ..data import download, files
 from ..recipe import Recipe
 from .container import CheckpointError, read_averaged, read_header, write
+from .sharding import part_of
 from .shipped import SHIPPED, file_of, shipped
 
 LARGEST = 1 << 26  # numbers in a table that a header may ask for
@@ -49,7 +50,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path,
     if faults:
         raise CheckpointError(f"{path} does not fit its model: " + "; ".join(faults[:5]) +
                               (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
-    model.load_state_dict(tensors, strict=False)               # others have theirs
+    model.load_state_dict({name: part_of(x, own[name]) for name, x in tensors.items()},
+                          strict=False)                        # others have theirs
 
 
 def start_from(model: nn.Module, path: str | Path,
@@ -214,11 +216,12 @@ def rebuild(header: dict[str, Any], path: str | Path, weights: int) -> Recipe:
                               f"{error}") from error
 
 
-def save_model(path: str | Path, recipe: Recipe, **facts: Any) -> Path:
-    """The averaged weights in half precision: what is sampled, evaluated and shared."""
+def save_model(path: str | Path, recipe: Recipe, averages: dict[str, Tensor] | None = None,
+               **facts: Any) -> Path:
+    """The averaged weights, or those given, in half precision: what is sampled, evaluated and shared."""
     model = recipe.ema.average if recipe.ema else recipe.model
-    tensors = {name: t.half() if t.is_floating_point() else t
-               for name, t in own_weights(model, frozen(recipe.model)).items()}
+    averages = averages or own_weights(model, frozen(recipe.model))
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in averages.items()}
     return write(Path(path), tensors, {"kind": "model", **origin_header(recipe), **facts})
 
 

@@ -40,7 +40,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     torch.manual_seed(seed)
     made = module.recipe(**with_parts(module, {**usual, **(recipe or {})}))
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
-        source = data_of(made, data or (None if made.data == "mnist" else made.data))
+        source = data_of(made, data)
     check(made, source)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                 # refused now if it cannot be written to
@@ -85,8 +85,9 @@ def compile_networks(trainer: Trainer) -> None:
 
 
 def data_of(recipe: Recipe, name: str | None, split: str = "train") -> Any:
-    """Data of that name as the recipe wants them: in the shape of its items, with as many words."""
-    source = sources.load(name, recipe.item, split)
+    """Data of that name, or its own, as the recipe wants them: the shape of its items, as many words."""
+    own = None if recipe.data == "mnist" else recipe.data      # None: MNIST, or what stands in for it
+    source = sources.load(name or own, recipe.item, split)
     return replace(source, **language(recipe)) if isinstance(source, Images) else source
 
 

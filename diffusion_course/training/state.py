@@ -13,29 +13,41 @@ from torch import Tensor
 from ..data import files
 from . import checkpoints, container
 from .container import CheckpointError
+from .sharding import part_of, whole
 
 
 def save(trainer) -> None:
     """Write log, model (to sample from) and state (to resume from) into the run's folder, in that order.
 
-    A run that is killed in between has a log and a model ahead of its state; resuming mends both.
+    A run that is killed in between has a log and a model ahead of its state; resuming mends both.  What was
+    shared out every process puts together, and the first one writes.
     """
+    model, others = trainer.recipe.model, checkpoints.frozen(trainer.recipe.model)
+    weights, averages = ({name: whole(x) for name, x in checkpoints.own_weights(part, others).items()}
+                         for part in (model, trainer.ema.average))
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise trainer.failure(f"the weights are not finite after step {trainer.step}")
+    tensors = {f"{part}.{name}": x for part, own in [("model", weights), ("ema", averages)]
+               for name, x in own.items()}
+    for name, p in trainer.weights.items():
+        tensors |= {f"optimizer.{name}/{key}": whole(x) for key, x in trainer.optimizer.state[p].items()}
+    if trainer.main:
+        write(trainer, averages, tensors)
+    trainer.saved = trainer.step
+
+
+def write(trainer, averages: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Log, model and state into the folder, each whole or not at all."""
     folder, recipe = trainer.folder, trainer.recipe
     lines = [json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(trainer.losses, 1)]
     with files.whole(folder / "log.jsonl") as part:
         part.write_text("".join(lines))
-    others = checkpoints.frozen(recipe.model)
-    tensors = {f"{part}.{name}": x for part, model in [("model", recipe.model), ("ema", trainer.ema.average)]
-               for name, x in checkpoints.own_weights(model, others).items()}
-    for name, p in trainer.weights.items():
-        tensors |= {f"optimizer.{name}/{key}": x for key, x in trainer.optimizer.state[p].items()}
     scaler = trainer.accelerator.scaler
     header = {"kind": "state", **checkpoints.origin_header(recipe), **trainer.summary(),
               "settings": trainer.settings(), "ema_updates": trainer.ema.updates,
               "scaler": scaler.state_dict() if scaler else None}
-    checkpoints.save_model(folder / "model.safetensors", recipe, **trainer.summary())
+    checkpoints.save_model(folder / "model.safetensors", recipe, averages, **trainer.summary())
     container.write(folder / "state.safetensors", tensors, header)
-    trainer.saved = trainer.step
 
 
 def hold(trainer) -> BaseFileLock | None:
@@ -94,7 +106,7 @@ def load(trainer) -> None:
         p = trainer.weights[name]
         # averages get the memory layout of their weight; AdamW's step counter stays a single number; both are
         # copied, as what was read is mapped from the file, which would stay on the disk
-        x = torch.empty_like(p).copy_(x) if x.shape == p.shape else x.to(p.device, copy=True)
+        x = torch.empty_like(p).copy_(part_of(x, p)) if x.shape == p.shape else x.to(p.device, copy=True)
         trainer.optimizer.state[p][key] = x
     if trainer.accelerator.scaler and header["scaler"]:
         trainer.accelerator.scaler.load_state_dict(header["scaler"])

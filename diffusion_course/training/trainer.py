@@ -22,6 +22,7 @@ from ..diffusion.ema import EMA
 from ..diffusion.random import rows_of
 from ..recipe import Recipe, short_of_memory
 from . import state
+from .sharding import share_out
 from .terminal import Bar, interrupts_held
 
 # steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
@@ -73,6 +74,7 @@ class Trainer:
 
     folder      where the run is kept: state, model, log, samples; None keeps nothing
     steps       the planned length: the learning rate falls to zero there (None: it stays)
+    shard       share weights, averages and moments out over the processes (FSDP), to save memory
     accumulate  parts in which a process computes its share of a batch, to save memory
     precision   "no", "fp16" or "bf16"; None: half precision on a GPU, full on a CPU
     facts       anything to be stored with the run: data, preset, batch size ...
@@ -80,8 +82,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, folder: str | Path | None = None, *, steps: int | None = None,
                  lr: float = 2e-3, warmup: int = 100, ema: float = 0.999, clip: float = 1.0,
-                 accumulate: int = 1, seed: int = 0, precision: str | None = None, cpu: bool = False,
-                 save_every: int = 500, sample_every: int | None = None, samples: int = 16,
+                 accumulate: int = 1, shard: bool = False, seed: int = 0, precision: str | None = None,
+                 cpu: bool = False, save_every: int = 500, sample_every: int | None = None, samples: int = 16,
                  sample_options: dict[str, Any] | None = None, tracker: str | None = None,
                  facts: dict[str, Any] | None = None):
         if recipe.loss is None:
@@ -96,6 +98,7 @@ class Trainer:
             gpu = torch.cuda.is_available() and not cpu
             precision = "no" if not gpu else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
         self.recipe, self.folder = recipe, Path(folder) if folder is not None else None
+        shard = os.environ.pop("ACCELERATE_USE_FSDP", "false") == "true" or shard    # said by its launcher
         # accelerate keeps one state per process; a second trainer may choose another device or precision
         AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", "1")) == 1)
         self.precision = precision
@@ -108,14 +111,20 @@ class Trainer:
         recipe.model.to(self.device).train()
         for part in recipe.frozen:
             part.to(self.device)
-        self.weights = {name: p for name, p in recipe.model.named_parameters() if p.requires_grad}
-        if not self.weights:
-            raise ValueError("no weight of this recipe's model is trainable")
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr, betas=(0.9, 0.99), weight_decay=0.0,
-                                           fused=self.device.type in ("cpu", "cuda"))
-        self.module, self.prepared = self.accelerator.prepare(LossModule(recipe), self.optimizer)
         recipe.ema = self.ema = recipe.ema or EMA(recipe.model, ema)
         self.ema.average.to(self.device)
+        if not self.ema.pairs:
+            raise ValueError("no weight of this recipe's model is trainable")
+        self.sharded = shard and self.accelerator.num_processes > 1
+        self.keeps = self.main or self.sharded                 # takes part in saving and drawing
+        if self.sharded:
+            share_out(recipe.model, self.ema)
+        self.weights = {name: p for name, p in recipe.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr, betas=(0.9, 0.99), weight_decay=0.0,
+                                           fused=self.device.type in ("cpu", "cuda"))
+        # no DistributedDataParallel around what is shared out
+        self.module = self.accelerator.prepare_model(LossModule(recipe), evaluation_mode=self.sharded)
+        self.prepared = self.accelerator.prepare(self.optimizer)
         self.total, self.lr, self.warmup, self.clip = steps, lr, warmup, clip
         self.accumulate, self.seed = accumulate, seed
         self.save_every, self.sample_every, self.samples = save_every, sample_every, samples
@@ -263,18 +272,16 @@ class Trainer:
         self.look()
         if due:
             self.save()
-        if self.main and self.sample_every and (last or self.step % self.sample_every == 0):
+        if self.keeps and self.sample_every and (last or self.step % self.sample_every == 0):
             x = self.recipe.draw(self.samples, seed=self.seed, **self.sample_options)
             name = f"step_{self.step:06d}{'.gif' if x.ndim == 5 else '.png'}"
-            media.write(self.folder / "samples" / name, x)
+            if self.main:
+                media.write(self.folder / "samples" / name, x)
 
     def save(self) -> None:
         """Write the run into its folder, where it has one."""
-        if self.folder is None or not self.main or self.saved == self.step:
-            return
-        if not all(p.isfinite().all() for p in self.weights.values()):
-            raise self.failure(f"the weights are not finite after step {self.step}")
-        state.save(self)
+        if self.folder is not None and self.keeps and self.saved != self.step:
+            state.save(self)
 
     def summary(self) -> dict[str, Any]:
         known = [loss for loss in self.losses[-100:] if not math.isnan(loss)]

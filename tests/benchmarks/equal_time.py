@@ -1,12 +1,14 @@
-"""Quality at equal training time, beside peers: python tests/benchmarks/equal_time.py
+"""Quality at equal training time, beside peers: python tests/benchmarks/equal_time.py {mnist,bouncing_mnist}
 
-Every method trains for so many minutes of one core on the same data, and draws n samples by 50 steps of DDIM,
-which the course's probe compares with real ones.  Peers bring their network, process and loss; the trainer is
-the course's for all (AdamW, its averages and its falling learning rate).  Each of --lr makes a row; compare
-the best ones.  Making the batches is not counted.  Needs the peers of peers.py, and an idle machine.  Drawing
-takes time, too: 32 clips of video-diffusion-pytorch half an hour of one core.
+Every method trains for so many minutes of the processor on the same data, and draws samples by 50 steps of
+DDIM, which the course's probe compares with real ones.  Peers bring their network, process and loss; the
+trainer is the course's for all (AdamW, its averages, and a learning rate that falls to zero at the end of the
+time).  Methods take their steps in turns, so that whatever else slows the machine slows all of them; making
+batches is not counted.  Each of --lr and --batch makes a row; compare the best ones.  Needs the peers of
+peers.py.  Drawing takes time, too: 16 clips of video-diffusion-pytorch a quarter of an hour of one core.
 """
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -57,62 +59,63 @@ def latents(shape):
     return video_diffusion_models.recipe(**kwargs)
 
 
-METHODS = {  # data, what makes the recipe, items of a batch
-    "ddpm": ("mnist", lambda shape: ddpm.recipe(width=48, cosine=True), 64),
-    "denoising-diffusion-pytorch": ("mnist", lucidrains, 64),
-    "video_diffusion_models": ("bouncing_mnist", lambda shape: video_diffusion_models.recipe(
-        width=48, images=0), 4),
-    "video_diffusion_models, latents": ("bouncing_mnist", latents, 4),
-    "video-diffusion-pytorch": ("bouncing_mnist", lucidrains3d, 4),
+METHODS = {  # of each data set: what makes their recipes
+    "mnist": {
+        "ddpm": lambda shape: ddpm.recipe(width=48, cosine=True),
+        "denoising-diffusion-pytorch": lucidrains},
+    "bouncing_mnist": {
+        "video_diffusion_models": lambda shape: video_diffusion_models.recipe(width=48, images=0),
+        "video_diffusion_models, latents": latents,
+        "video-diffusion-pytorch": lucidrains3d},
 }
 
 
-def begun(name, lr=1e-3, steps=None):
-    """The trainer of a method, and its batches."""
-    data, make, size = METHODS[name]
+def begun(make, shape, lr):
     torch.manual_seed(0)
-    trainer = Trainer(make(SHAPES[data]), steps=steps, lr=lr, cpu=True, save_every=0)
-    return trainer, sources.load(data, SHAPES[data]).batches(size)
+    return Trainer(make(shape), lr=lr, cpu=True, save_every=0)
 
 
-def seconds(f):
-    """Of the processor."""
-    began = time.process_time()
-    f()
-    return time.process_time() - began
+def train(trainers, batches, seconds):
+    """Steps in turns, until each trainer has had so many seconds of the processor."""
+    used = dict.fromkeys(trainers, 0.0)
+    while min(used.values()) < seconds:
+        name = min(used, key=used.get)
+        trainer, batch = trainers[name], batches[trainers[name].step]
+        began = time.process_time()
+        trainer.advance(batch)
+        used[name] += time.process_time() - began
+        trainer.total = trainer.step * seconds / used[name]    # as many as there will be, at this pace
 
 
-def pace(name, steps=4):
-    """Seconds of a step without those of its batch."""
-    trainer, batches = begun(name)
-    run = trainer.run(batches, 1 + steps)
-    next(run)                                                  # what is made once
-    return seconds(lambda: list(run)) / steps - seconds(lambda: batches[1])
+def quality(recipe, source, n):
+    """The Frechet distance of n samples, and what else tells how good they are."""
+    real, other = (source[slice(i * n, (i + 1) * n)]["x"] for i in (0, 1))
+    x = drawn(recipe, n, 0, steps=50, **({"step": ddim_step} if recipe.takes("step") else {}))
+    found = measure(x.clamp(-1, 1), real, other, real)
+    return {key: found[key] for key in ("frechet", "readable", "flips") if key in found}
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--n", type=int, default=128)
+    parser.add_argument("data", choices=METHODS)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--n", type=int, help="samples (default: 128 images, 16 clips)")
     parser.add_argument("--lr", type=float, nargs="*", default=[1e-3, 3e-3])
-    parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--batch", type=int, nargs="*", help="items of a batch (default: 16 images, 1 clip)")
+    parser.add_argument("--only", nargs="*", help="some of the methods")
     parser.add_argument("--out", type=Path, help="append the rows as JSON lines")
     args = parser.parse_args()
-    for name in args.only:
-        data = METHODS[name][0]
-        test = sources.load(data, SHAPES[data], "test")
-        real, other = (test[slice(i * args.n, (i + 1) * args.n)]["x"] for i in (0, 1))
-        steps = max(10, int(60 * args.minutes / pace(name)))
-        for lr in args.lr:
-            trainer, batches = begun(name, lr, steps)
-            for _ in trainer.run(batches):
-                pass
-            recipe = trainer.recipe
-            x = drawn(recipe, args.n, 0, steps=50, **({"step": ddim_step} if recipe.takes("step") else {}))
-            found = measure(x.clamp(-1, 1), real, other, real)
-            kept = {key: found[key] for key in ("frechet", "readable", "flips") if key in found}
-            row = {"method": name, "data": data, "lr": lr, "minutes": args.minutes, "steps": steps,
-                   "n": args.n, **kept}
+    shape, methods = SHAPES[args.data], METHODS[args.data]
+    images = len(shape) == 3
+    n = args.n or (128 if images else 16)
+    source, test = (sources.load(args.data, shape, split) for split in ("train", "test"))
+    for lr, size in itertools.product(args.lr, args.batch or [16 if images else 1]):
+        trainers = {name: begun(methods[name], shape, lr) for name in args.only or methods}
+        train(trainers, source.batches(size), 60 * args.minutes)
+        for name, trainer in trainers.items():
+            trainer.look()                                     # refuses losses that are not finite
+            row = {"method": name, "data": args.data, "lr": lr, "batch": size, "minutes": args.minutes,
+                   "steps": trainer.step, "n": n, **quality(trainer.recipe, test, n)}
             print(json.dumps(row), flush=True)
             if args.out:
                 with args.out.open("a") as file:

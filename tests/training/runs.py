@@ -47,19 +47,22 @@ def printing_to(pipe, folder, **options):
     main(folder, **options)
 
 
-def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, die=None):
+def main(folder, steps=30, save_every=2, batch_size=8, accumulate=1, shard=False, sample_every=0, until=None,
+         die=None):
     torch.set_num_threads(1)
     sys.setswitchinterval(100)                                 # threads get the interpreter at waits only
     if die:
         die_at(int(die.split(":")[0]), die.split(":")[1])
     torch.manual_seed(0)
     trainer = Trainer(ddpm.recipe(width=8, size=16, num_steps=20), folder, steps=int(steps),
-                      save_every=int(save_every), accumulate=int(accumulate), cpu=True, warmup=1)
+                      save_every=int(save_every), accumulate=int(accumulate), cpu=True, warmup=1,
+                      shard=bool(shard), sample_every=int(sample_every), samples=2)
     if (Path(folder) / "state.safetensors").exists():
         say("resumed at", trainer.resume())
     say("processes", trainer.accelerator.num_processes)
+    say("holds", sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in trainer.weights.values()))
     say("start")
-    for progress in trainer.run(images().batches(int(batch_size))):
+    for progress in trainer.run(images().batches(int(batch_size)), until and int(until)):
         say("step", progress.step)
 
 
