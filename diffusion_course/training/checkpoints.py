@@ -20,7 +20,7 @@ from .. import papers
 from ..data import download, files
 from ..recipe import Recipe
 from .container import CheckpointError, read_averaged, read_header, write
-from .sharding import part_of
+from .processes import part_of
 from .shipped import SHIPPED, file_of, shipped
 
 LARGEST = 1 << 26  # numbers in a table that a header may ask for

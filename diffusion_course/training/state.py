@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import files
 from . import checkpoints, container
 from .container import CheckpointError
-from .sharding import part_of, whole
+from .processes import part_of, whole
 
 
 def save(trainer) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import media
 from ..diffusion.ema import EMA
 from ..diffusion.random import rows_of
 from ..recipe import Recipe, short_of_memory
 from . import state
-from .sharding import share_out
+from .processes import LossModule, leave, share_out
 from .terminal import Bar, interrupts_held
 
 # steps between looks at the losses on a GPU, each of which waits for it; a CPU looks at every step
@@ -44,29 +44,6 @@ class Progress:
     def loss(self) -> float:
         """The loss of this process's part of the batch; reading it waits for the device."""
         return self.tensor.item()
-
-
-class LossModule(nn.Module):
-    """The loss as a module that owns the model, so that DDP sees its forward pass and syncs its gradients."""
-
-    def __init__(self, recipe: Recipe):
-        super().__init__()
-        self.model, self.recipe = recipe.model, recipe
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.recipe.loss(batch)
-
-
-def leave(state) -> None:
-    """Close the group of processes.
-
-    Its threads need the interpreter to free a tensor of Python's.  Before: PyTorch may wait for them while it
-    closes the group, holding the interpreter.  After: DDP may keep them alive, and one that comes when the
-    interpreter is ending aborts the process.  So they are let run twice.
-    """
-    time.sleep(0.1)
-    state.destroy_process_group()
-    time.sleep(0.1)
 
 
 class Trainer:

@@ -17,12 +17,13 @@ import peers
 import torch
 
 from diffusion_course.data import sources
-from diffusion_course.diffusion.denoiser import Denoiser
+from diffusion_course.diffusion.denoiser import Denoiser, stratified
+from diffusion_course.diffusion.guidance import Clip
 from diffusion_course.diffusion.predictions import Epsilon, V
 from diffusion_course.diffusion.samplers import ddim_step, sample
 from diffusion_course.diffusion.schedules import cosine_beta
 from diffusion_course.evaluation.measure import drawn, measure
-from diffusion_course.papers import ddpm, video_diffusion_models
+from diffusion_course.papers import ddpm, edm, video_diffusion_models
 from diffusion_course.recipe import Recipe
 from diffusion_course.training.runs import with_parts
 from diffusion_course.training.trainer import Trainer
@@ -39,7 +40,14 @@ def of_peer(net, process, prediction, shape):
     def loss(batch):
         return process((batch["x"] + 1) / 2)
 
-    return Recipe(denoiser, loss, lambda noise, steps=50: sample(denoiser, noise, steps), shape)
+    return Recipe(denoiser, loss, lambda noise, steps=50: sample(Clip(denoiser), noise, steps), shape)
+
+
+def predicting_v(net, shape):
+    """Ours with the peer's prediction."""
+    denoiser = Denoiser(net, cosine_beta(), V(), stratified(cosine_beta()))
+    return Recipe(denoiser, lambda batch: denoiser.loss(batch["x"]),
+                  lambda noise, steps=50: sample(Clip(denoiser), noise, steps), shape)
 
 
 def lucidrains(shape):
@@ -62,6 +70,9 @@ def latents(shape):
 METHODS = {  # of each data set: what makes their recipes
     "mnist": {
         "ddpm": lambda shape: ddpm.recipe(width=48, cosine=True),
+        "ddpm, v": lambda shape: predicting_v(peers.unet(), shape),
+        "ddpm, v, without patches": lambda shape: predicting_v(peers.unet_full(), shape),
+        "edm": lambda shape: edm.recipe(width=48),
         "denoising-diffusion-pytorch": lucidrains},
     "bouncing_mnist": {
         "video_diffusion_models": lambda shape: video_diffusion_models.recipe(width=48, images=0),

@@ -13,7 +13,7 @@ from torch import nn
 from diffusion_course.diffusion.ema import EMA
 from diffusion_course.papers import autoencoder_kl, ddpm
 from diffusion_course.training import container
-from diffusion_course.training.sharding import share_out
+from diffusion_course.training.processes import share_out
 from diffusion_course.training.state import read_log
 
 SCRIPT = Path(__file__).with_name("runs.py")

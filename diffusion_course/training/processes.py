@@ -1,13 +1,40 @@
-"""Weights, gradients, averages and the optimizer's moments shared out over the processes.
+"""Several processes that train one model: each computes the loss of its rows of a batch.
 
-As in ZeRO (https://arxiv.org/abs/1910.02054), by PyTorch's fully_shard: every process keeps a part of every
-tensor, and has the whole weights of a block only while the block runs.  What is saved is whole, so a run may
-be resumed by another number of processes.
+With share_out they share the weights, too, with gradients, averages and the optimizer's moments.  As in ZeRO
+(https://arxiv.org/abs/1910.02054), by PyTorch's fully_shard: every process keeps a part of every tensor, and
+has the whole weights of a block only while the block runs.  What is saved is whole, so a run may be resumed
+by another number of processes.
 """
+import time
+
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.ema import EMA
+from ..recipe import Recipe
+
+
+class LossModule(nn.Module):
+    """The loss as a module that owns the model, so that DDP sees its forward pass and syncs its gradients."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.model, self.recipe = recipe.model, recipe
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.recipe.loss(batch)
+
+
+def leave(state) -> None:
+    """Close the group of processes.
+
+    Its threads need the interpreter to free a tensor of Python's.  Before: PyTorch may wait for them while it
+    closes the group, holding the interpreter.  After: DDP may keep them alive, and one that comes when the
+    interpreter is ending aborts the process.  So they are let run twice.
+    """
+    time.sleep(0.1)
+    state.destroy_process_group()
+    time.sleep(0.1)
 
 
 def share_out(model: nn.Module, ema: EMA) -> None:
