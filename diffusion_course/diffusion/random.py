@@ -6,7 +6,7 @@ whole batch trains.  Outside `rows_of` these are torch.rand and torch.randn.
 """
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ _rows: ContextVar[Rows | None] = ContextVar("rows", default=None)
 
 
 @contextmanager
-def rows_of(start: int, total: int, generator: torch.Generator):
+def rows_of(start: int, total: int, generator: torch.Generator | None):
     """Inside this block, the first axis of what is drawn is a part of a larger batch."""
     token = _rows.set(Rows(start, total, generator))
     try:
@@ -41,11 +41,8 @@ def whole_batch(n: int):
     Gives its size and the slice of those rows.
     """
     rows = _rows.get() or Rows(0, n, None)
-    token = _rows.set(replace(rows, start=0))
-    try:
+    with rows_of(0, rows.total, rows.generator):
         yield rows.total, slice(rows.start, rows.start + n)
-    finally:
-        _rows.reset(token)
 
 
 def leads() -> bool:

@@ -40,14 +40,18 @@ def of_peer(net, process, prediction, shape):
     def loss(batch):
         return process((batch["x"] + 1) / 2)
 
+    return clipped(denoiser, loss, shape)
+
+
+def clipped(denoiser, loss, shape):
+    """A recipe that clips what it expects while it draws, as these peers do."""
     return Recipe(denoiser, loss, lambda noise, steps=50: sample(Clip(denoiser), noise, steps), shape)
 
 
 def predicting_v(net, shape):
     """Ours with the peer's prediction."""
     denoiser = Denoiser(net, cosine_beta(), V(), stratified(cosine_beta()))
-    return Recipe(denoiser, lambda batch: denoiser.loss(batch["x"]),
-                  lambda noise, steps=50: sample(Clip(denoiser), noise, steps), shape)
+    return clipped(denoiser, lambda batch: denoiser.loss(batch["x"]), shape)
 
 
 def lucidrains(shape):
@@ -117,6 +121,8 @@ def main():
     parser.add_argument("--out", type=Path, help="append the rows as JSON lines")
     args = parser.parse_args()
     shape, methods = SHAPES[args.data], METHODS[args.data]
+    if unknown := set(args.only or ()) - set(methods):
+        parser.error(f"{args.data} has no {', '.join(sorted(unknown))}; there are: {', '.join(methods)}")
     images = len(shape) == 3
     n = args.n or (128 if images else 16)
     source, test = (sources.load(args.data, shape, split) for split in ("train", "test"))

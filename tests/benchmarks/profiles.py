@@ -1,7 +1,7 @@
-"""Where the time goes: python tests/benchmarks/profiles.py [--only step sampler data] [--top 8]
+"""Where the time goes: python tests/benchmarks/profiles.py [--only step sampler data]
 
-The share of every operation in a training step, in a sampler and in the making of batches, with the share of
-what is neither network nor data (optimizer, averages, bookkeeping).  One thread, fp32, the laptop preset.
+The operations that take most of a training step, of a sampler and of the making of a batch, with their shares
+of the processor's time, and how often each is called.  One thread, fp32, the laptop preset.
 """
 import argparse
 import time

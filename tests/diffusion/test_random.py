@@ -1,6 +1,6 @@
 import torch
 
-from diffusion_course.diffusion.random import rand, randn, randn_like, rows_of, strata
+from diffusion_course.diffusion.random import rand, randn, randn_like, rows_of, strata, whole_batch
 
 
 def test_outside_it_is_torchs_own():
@@ -19,3 +19,16 @@ def test_parts_of_a_batch_draw_parts_of_one_stream():
     whole, first, second = draw(0, 8), draw(0, 3), draw(3, 5)
     for w, a, b in zip(whole, first, second):
         assert torch.equal(w, torch.cat([a, b]))
+
+
+def test_a_part_may_know_the_whole_batch():
+    def draw(start, count):
+        with rows_of(start, 8, torch.Generator().manual_seed(1)):
+            with whole_batch(count) as (total, mine):
+                everything = rand(total)
+            return everything, everything[mine], rand(count)
+    whole, part = draw(0, 8), draw(3, 5)
+    assert torch.equal(part[0], whole[0])
+    assert torch.equal(part[1], whole[1][3:]) and torch.equal(part[2], whole[2][3:])
+    with whole_batch(4) as (total, mine):
+        assert (total, rand(total)[mine].shape) == (4, (4,))
