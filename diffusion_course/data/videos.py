@@ -167,9 +167,15 @@ def cut_off(path: Path) -> bool:
 
 def prepared(picture: np.ndarray, size: int, channels: int) -> Tensor:
     """The centre of a picture [H, W, 3 or 4], on black, gray if C is 1: uint8 [C, size, size]."""
+    strips = [on_black(picture[top:top + 256], channels) for top in range(0, len(picture), 256)]
+    return squared(torch.cat(strips, dim=1), size)
+
+
+def on_black(picture: np.ndarray, channels: int) -> Tensor:
+    """A picture's pixels [H, W, 3 or 4] as float [C, H, W]."""
     x = torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1)
     x = x[:3] * (x[3:] / 255 if len(x) == 4 else 1)
-    return squared(torch.tensordot(GRAY, x, 1)[None] if channels == 1 else x, size)
+    return torch.tensordot(GRAY, x, 1)[None] if channels == 1 else x
 
 
 def captions_of(clips: list[Path]) -> list[str] | None:
