@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 N ?= 01
+TESTS ?= tests --ignore tests/lab
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(PIP_FLAGS)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval.cfg
@@ -20,7 +21,7 @@ lesson: $(VENV)/ready-lab  ## set everything up and run one lesson without a bro
 	$(BIN)/diffusion-course run $(N)
 
 test: $(VENV)/ready-test check  ## set everything up, run the tests, then every lesson at its smallest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/lab -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -n 2 --dist loadfile
 	DIFFUSION_COURSE_PRESET=smoke DIFFUSION_COURSE_OFFLINE=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile lessons
 
