@@ -11,7 +11,7 @@ from diffusion_course.diffusion.samplers import ancestral_step, sample
 from diffusion_course.diffusion.schedules import Cosine
 from diffusion_course.networks.unet import UNet
 from diffusion_course.recipe import Recipe, paper, preset_name
-from diffusion_course.training.runs import data_of, with_parts
+from diffusion_course.training.runs import data_of, recipe_of
 from diffusion_course.training.trainer import Trainer
 
 TRAINED = [name for name in papers.names() if papers.module(name).PRESETS]
@@ -150,9 +150,8 @@ def test_the_parts_of_a_batch_have_the_mean_loss_of_the_whole(name):
     weighed by gradients of the whole batch.
     """
     apart = {"video_diffusion_models": {"images": 0}, "vqgan": {"adversarial": 0.0}}
-    module = papers.module(name)
     torch.manual_seed(0)
-    recipe = module.recipe(**with_parts(module, module.PRESETS["smoke"].recipe | apart.get(name, {})))
+    recipe = recipe_of(name, papers.module(name).PRESETS["smoke"].recipe | apart.get(name, {}))
     for p in recipe.model.parameters():
         if not p.any():                                        # so that what is predicted is not zero
             nn.init.normal_(p, std=0.1)

@@ -38,7 +38,7 @@ def begin(name: str, folder: str | Path, preset: str | None = None, data: str | 
     usual = {name: value for name, value in plan.recipe.items() if not own or name not in parts(module)}
     init = init or (None if own else plan.init)
     torch.manual_seed(seed)
-    made = module.recipe(**with_parts(module, {**usual, **(recipe or {})}))
+    made = recipe_of(name, {**usual, **(recipe or {})})
     with PartialState(cpu=cpu).main_process_first():           # one process fetches, the others find
         source = data_of(made, data)
     check(made, source)
@@ -97,13 +97,15 @@ def language(recipe: Recipe) -> dict[str, int]:
     return {name: kwargs[name] for name in ("words", "length") if kwargs.get(name)}
 
 
-def with_parts(module, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """kwargs with the names of models that must be trained first replaced by the models."""
+def recipe_of(paper: str, kwargs: dict[str, Any]) -> Recipe:
+    """A paper's recipe, where kwargs have the names of models that must be trained first."""
+    module = papers.module(paper)
+
     def model(value):
         return None if value == "none" else checkpoints.load_model(checkpoints.locate(value))
 
-    return {name: model(value) if name in parts(module) and isinstance(value, str) else value
-            for name, value in kwargs.items()}
+    return module.recipe(**{name: model(value) if name in parts(module) and isinstance(value, str) else value
+                            for name, value in kwargs.items()})
 
 
 def parts(module) -> set[str]:

@@ -93,6 +93,9 @@ class Trainer:
         if not self.ema.pairs:
             raise ValueError("no weight of this recipe's model is trainable")
         self.sharded = shard and self.accelerator.num_processes > 1
+        if shard and not self.sharded:
+            print("shard: a single process keeps all weights; torchrun and accelerate launch start several",
+                  flush=True)
         self.keeps = self.main or self.sharded                 # takes part in saving and drawing
         if self.sharded:
             share_out(recipe.model, self.ema)

@@ -25,7 +25,7 @@ from diffusion_course.diffusion.schedules import cosine_beta
 from diffusion_course.evaluation.measure import drawn, measure
 from diffusion_course.papers import ddpm, edm, video_diffusion_models
 from diffusion_course.recipe import Recipe
-from diffusion_course.training.runs import with_parts
+from diffusion_course.training.runs import recipe_of
 from diffusion_course.training.trainer import Trainer
 
 SHAPES = {"mnist": (1, 32, 32), "bouncing_mnist": (1, 16, 32, 32)}
@@ -67,8 +67,7 @@ def lucidrains3d(shape):
 
 
 def latents(shape):
-    kwargs = with_parts(video_diffusion_models, {"autoencoder": "vae-mm", "width": 48, "images": 0})
-    return video_diffusion_models.recipe(**kwargs)
+    return recipe_of("video_diffusion_models", {"autoencoder": "vae-mm", "width": 48, "images": 0})
 
 
 METHODS = {  # of each data set: what makes their recipes

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from diffusion_course import papers
 from diffusion_course.diffusion.samplers import DPMSolver, ancestral_step, ddim_step, heun_step
-from diffusion_course.training.runs import data_of, with_parts
+from diffusion_course.training.runs import data_of, recipe_of
 from diffusion_course.training.trainer import Trainer
 
 MODELS = ("ddpm", "dit", "video_diffusion_models", "latte")
@@ -21,10 +21,9 @@ SAMPLERS = {"ancestral": ancestral_step, "ddim": ddim_step, "heun": heun_step, "
 
 def begun(name):
     """The recipe of a paper at the laptop preset, its trainer and its batches."""
-    module = papers.module(name)
-    plan = module.PRESETS["laptop"]
+    plan = papers.module(name).PRESETS["laptop"]
     torch.manual_seed(0)
-    recipe = module.recipe(**with_parts(module, plan.recipe))
+    recipe = recipe_of(name, plan.recipe)
     return recipe, Trainer(recipe, cpu=True, save_every=0), data_of(recipe, None).batches(plan.batch_size)
 
 

@@ -15,7 +15,7 @@ from diffusion_course.diffusion.predictions import Epsilon
 from diffusion_course.diffusion.schedules import linear_beta
 from diffusion_course.networks.unet import UNet
 from diffusion_course.papers import video_diffusion_models
-from diffusion_course.training.runs import with_parts
+from diffusion_course.training.runs import recipe_of
 
 
 def seconds(f, repeats):
@@ -63,7 +63,7 @@ def videos(name):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     preset = video_diffusion_models.PRESETS[name]
-    recipe = video_diffusion_models.recipe(**with_parts(video_diffusion_models, preset.recipe))
+    recipe = recipe_of("video_diffusion_models", preset.recipe)
     channels, frames, size, _ = recipe.item
     batches = MovingMNIST(frames=frames, size=size, channels=channels).batches(preset.batch_size)
     optimizer, batch = torch.optim.AdamW(recipe.model.parameters(), fused=True), batches[0]

@@ -5,7 +5,7 @@ from conftest import wake
 from diffusion_course.diffusion.samplers import DPMSolver, ddim_step, heun_step
 from diffusion_course.papers import citation, ddpm, module, names
 from diffusion_course.recipe import Preset
-from diffusion_course.training.runs import with_parts
+from diffusion_course.training.runs import recipe_of
 from diffusion_course.training.trainer import Trainer
 
 TINY = {"width": 8, "size": 16, "num_steps": 20}
@@ -62,7 +62,7 @@ def test_every_paper_keeps_the_contract():
             continue
         assert {"smoke", "laptop", "t4"} == set(presets)
         assert all(isinstance(preset, Preset) for preset in presets.values())
-        recipe = module(name).recipe(**with_parts(module(name), presets["smoke"].recipe))
+        recipe = recipe_of(name, presets["smoke"].recipe)
         assert recipe.origin.paper == name and recipe.loss is not None
 
 

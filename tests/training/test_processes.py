@@ -115,6 +115,11 @@ def test_what_cannot_be_shared_out_is_refused(make, message):
         share_out(model, EMA(model))
 
 
+def test_one_process_has_nobody_to_share_with(tmp_path, one):
+    found = run([], tmp_path, steps=8, shard=1)
+    assert found[0] == one[0] and "a single process keeps all weights" in found[3]
+
+
 def test_other_random_numbers_would_be_noticed(tmp_path, one):
     """The comparison above is sharp: with another batch the losses differ by more."""
     losses = run([], tmp_path, steps=8, batch_size=10)[0]
