@@ -38,6 +38,8 @@ def modulate(norm: nn.LayerNorm, h: Tensor, shift: Tensor, scale: Tensor) -> Ten
 class Block(nn.Module):
     """Transformer block with adaLN-Zero (DiT sec. 3.2): h [B, F, N, D], e [B, 1 or F, 1, D] -> like h.
 
+    Its GELU is exact: the released code's approximation by tanh takes two to four times as long on a CPU.
+
     Other blocks let the condition in elsewhere.  They say how many vectors modulate them, whether these start
     as zero (and the block, with its gates shut, as the identity), whether they use tokens [B, L, D], and
     whether these and e are put among the patches.
@@ -50,8 +52,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=not self.modulated, eps=1e-6)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=not self.modulated, eps=1e-6)
         self.attention, self.layout = Attention(dim, heads), layout
-        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(approximate="tanh"),
-                                 nn.Linear(mlp_ratio * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
         if self.modulated:
             self.modulation = nn.Linear(dim, self.modulated * dim)
 

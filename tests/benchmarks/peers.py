@@ -118,7 +118,7 @@ def diffusers_dit():
 
     net = DiTTransformer2DModel(num_attention_heads=4, attention_head_dim=32, num_layers=6, sample_size=16,
                                 in_channels=4, out_channels=4, patch_size=2, norm_num_groups=4,
-                                num_embeds_ada_norm=1)
+                                num_embeds_ada_norm=1, activation_fn="gelu")
     return Called(net, lambda net, x, t: net(
         x, (1000 * t).long(), class_labels=torch.zeros(len(x), dtype=torch.long)).sample)
 
@@ -140,7 +140,7 @@ def diffusers_latte():
 
     net = LatteTransformer3DModel(
         num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, num_layers=3,
-        sample_size=8, patch_size=2, video_length=16, activation_fn="gelu-approximate", caption_channels=32,
+        sample_size=8, patch_size=2, video_length=16, activation_fn="gelu", caption_channels=32,
         cross_attention_dim=128, norm_type="ada_norm_single", norm_elementwise_affine=False,
         attention_bias=True)
     return Called(net, lambda net, x, t: net(

@@ -206,8 +206,7 @@ def pytorchs(block, kind):
                 f"{name}.in_proj_bias": torch.zeros(96), f"{name}.out_proj.weight": ours.out.weight,
                 f"{name}.out_proj.bias": ours.out.bias}
 
-    layer = kind(32, 4, 128, 0.0, lambda x: F.gelu(x, approximate="tanh"), 1e-6, batch_first=True,
-                 norm_first=True)
+    layer = kind(32, 4, 128, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
     norms = [block.norm1, *([block.norm] if hasattr(block, "norm") else []), block.norm2]
     weights = attention(block.attention, "self_attn")
     if hasattr(block, "cross"):
