@@ -2,13 +2,14 @@
 
 Latte's four variants and all-to-all attention, with about as many weights; and what else the paper varies:
 images beside the clips, positions in time, tubelets, the condition as tokens.  All see the same clips in the
-same order for the same number of steps, one seed each.  Models that are not in FOLDER/NAME are trained there
-(5 to 15 minutes each).  Then: `loss`, the error of the noise in test clips at even times, the same for all;
-Frechet distances of samples; and the time of a training step, all in turns.  Each row is written when it is
-finished, and what is there is not done again.  About 20 minutes of one core, without the training.
+same order for the same number of steps, one seed each; with --seeds the five once more.  Models that are not
+in FOLDER/NAME are trained there (5 to 15 minutes each).  Then: `loss`, the error of the noise in test clips
+at even times, the same for all; Frechet distances of samples; and the time of a training step, all in turns.
+Each row is written when it is finished, and what is there is not done again.  About 20 minutes of one core,
+without the training.
 
-Of the results that ship, all but in_context were trained and drawn in bf16, with the other GELU (see Block).
-A CPU without instructions for bf16 takes ten times as long in it as in fp32.
+Of the results that ship, those of seed 0 but for in_context were trained and drawn in bf16, with the other
+GELU (see Block).  A CPU without instructions for bf16 takes ten times as long in it as in fp32.
 """
 import argparse
 import json
@@ -34,13 +35,14 @@ BATCH, BINS, ROUNDS = 8, 5, 12
 LONGER = {"interleaved": 24, "rotary": 24}                     # frames, where 16 were trained
 
 
-def trained(name, folder, steps):
+def trained(name, folder, steps, seed=0):
     """The model of a variant, trained now if it is not there, and its losses."""
-    path = folder / name / "model.safetensors"
+    folder = folder / (f"{name}-{seed}" if seed else name)
+    path = folder / "model.safetensors"
     if not path.exists():
-        trainer, batches = begin("latte", folder / name, "laptop", recipe=OWN | VARIANTS[name], init="none",
+        trainer, batches = begin("latte", folder, "laptop", recipe=OWN | VARIANTS[name], init="none",
                                  numbers={"steps": steps, "batch_size": BATCH, "lr": 1e-3}, cpu=True,
-                                 resume=True, save_every=250)
+                                 resume=True, save_every=250, seed=seed)
         for _ in trainer.run(batches, bar=True):
             pass
     if (found := checkpoints.steps_in_all(container.read_header(path))) != steps:
@@ -49,7 +51,7 @@ def trained(name, folder, steps):
     for key, value in (OWN | VARIANTS[name]).items():
         if key != "autoencoder" and (there := recipe.origin.kwargs[key]) != value:
             raise SystemExit(f"{path} has {key}={there}, not {value}; choose another --runs")
-    return recipe, losses_of(folder / name)
+    return recipe, losses_of(folder)
 
 
 def losses_of(folder):
@@ -108,6 +110,7 @@ def main():
     parser.add_argument("--clips", type=int, default=256, help="of the held-out loss")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "latte_variants")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="other seeds, for the five to rank")
     parser.add_argument("--out", type=Path, help="default: data/results/latte_variants.json")
     arguments = parser.parse_args()
     n = arguments.n
@@ -145,6 +148,13 @@ def main():
         if longer:                                             # its last 16 frames, as clips of their own
             x = samples(recipe, n, other["text"], arguments.draws, LONGER[name])[:, :, -16:]
             study.add("longer", {"name": name, "frames": LONGER[name], **told(x)[0]})
+    for seed in arguments.seeds:
+        for name in filter(arguments.only.count, latte.VARIANTS):
+            if not study.has("seeds", name=name, seed=seed):
+                recipe, _ = trained(name, arguments.runs, arguments.steps, seed)
+                study.add("seeds", {"name": name, "seed": seed,
+                                    "loss": held_out(recipe, held)[0].mean().item(),
+                                    **told(samples(recipe, n, other["text"], arguments.draws))[0]})
     if "times" not in study.results:
         study.results["times"] = step_times(train[slice(BATCH)])
         study.write()
