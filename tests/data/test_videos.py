@@ -13,8 +13,8 @@ from PIL import Image
 from diffusion_course.data import videos
 from diffusion_course.data.captions import tokens
 from diffusion_course.data.download import DownloadError
-from diffusion_course.data.images import Batches, Images, image_folder
-from diffusion_course.data.videos import Videos, moving_mnist_file, video_folder
+from diffusion_course.data.images import Batches, Images, image_folder, squared
+from diffusion_course.data.videos import GRAY, Videos, moving_mnist_file, prepared, video_folder
 
 
 def shades(count, shape=(20, 20), step=10):
@@ -90,6 +90,15 @@ def test_batches_are_those_of_images():
 def test_captions_of_other_words_are_strings_only():
     data = clips(captions=["a seven moves up"] * 11 + ["a cat runs"])
     assert data.text is None and set(data[:2]) == {"x"} and data.captions[11] == "a cat runs"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_picture_is_made_small_as_a_whole(channels):
+    picture = np.random.default_rng(0).integers(0, 256, (600, 300, 4), np.uint8)
+    x = torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)
+    x = x[:3] * (x[3:] / 255)
+    expected = squared(x if channels == 3 else torch.tensordot(GRAY, x, 1)[None], 32)
+    torch.testing.assert_close(prepared(picture, 32, channels), expected, rtol=0, atol=1)
 
 
 # ---- what is read
