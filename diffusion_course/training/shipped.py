@@ -89,7 +89,7 @@ SHIPPED = {
                         file="results/samplers.json"),
     "video_ldm": Shipped("1ad7dfdb8f6822ee0c814f26fb9fb1c57f63413ff2bde24b5eb1aa836cc5ae4c",
                          file="results/video_ldm.json"),
-    "latte_variants": Shipped("5b9a39f8373c7ae3f137e49fefca0e67e6fa63c63c238a55572d1661ac1d5e41",
+    "latte_variants": Shipped("6a533db2e4f942d509adfa4958511d4aac326b0ad30eced4d0c4502b42089ed9",
                               file="results/latte_variants.json"),
     "fifo": Shipped("6be48ff52c05ea24b892a4b33cbe27cf1f0a4ce50c4d0986088069cc53b320fd",
                     file="results/fifo.json"),
