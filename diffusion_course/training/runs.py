@@ -99,13 +99,11 @@ def language(recipe: Recipe) -> dict[str, int]:
 
 def recipe_of(paper: str, kwargs: dict[str, Any]) -> Recipe:
     """A paper's recipe, where kwargs have the names of models that must be trained first."""
-    module = papers.module(paper)
-
-    def model(value):
-        return None if value == "none" else checkpoints.load_model(checkpoints.locate(value))
-
-    return module.recipe(**{name: model(value) if name in parts(module) and isinstance(value, str) else value
-                            for name, value in kwargs.items()})
+    module, made = papers.module(paper), dict(kwargs)
+    for name, value in kwargs.items():
+        if name in parts(module) and isinstance(value, str):
+            made[name] = None if value == "none" else checkpoints.load_model(checkpoints.locate(value))
+    return module.recipe(**made)
 
 
 def parts(module) -> set[str]:
