@@ -167,6 +167,7 @@ def cut_off(path: Path) -> bool:
 
 def prepared(picture: np.ndarray, size: int, channels: int) -> Tensor:
     """The centre of a picture [H, W, 3 or 4], on black, gray if C is 1: uint8 [C, size, size]."""
+    # strips that a cache holds: whole, a large picture takes gigabytes as floats, and twice as long
     strips = [on_black(picture[top:top + 256], channels) for top in range(0, len(picture), 256)]
     return squared(torch.cat(strips, dim=1), size)
 

@@ -149,8 +149,8 @@ def main():
             x = samples(recipe, n, other["text"], arguments.draws, LONGER[name])[:, :, -16:]
             study.add("longer", {"name": name, "frames": LONGER[name], **told(x)[0]})
     for seed in arguments.seeds:
-        for name in filter(arguments.only.count, latte.VARIANTS):
-            if not study.has("seeds", name=name, seed=seed):
+        for name in latte.VARIANTS:
+            if name in arguments.only and not study.has("seeds", name=name, seed=seed):
                 recipe, _ = trained(name, arguments.runs, arguments.steps, seed)
                 study.add("seeds", {"name": name, "seed": seed,
                                     "loss": held_out(recipe, held)[0].mean().item(),
