@@ -165,7 +165,7 @@ def close(got: Tensor, want: Tensor) -> bool:
     return torch.allclose(got.double(), want.double(), rtol=1e-3, atol=1e-5)
 
 
-def judge(exercise: Exercise, function: Any, seconds: float = 5.0, seed: int = 0) -> tuple[bool | None, str]:
+def judge(exercise: Exercise, function: Any, seconds: float = 20.0, seed: int = 0) -> tuple[bool | None, str]:
     """True (correct), False (wrong) or None (not solved yet), and what to tell the learner.
 
     The inputs are drawn with seed.

@@ -50,7 +50,7 @@ def find(key: str) -> Exercise:
     raise ValueError(f"there is no exercise {key!r}; lesson {lesson} has {keys}")
 
 
-def check(key: str, function: Callable, seconds: float = 5.0) -> bool | None:
+def check(key: str, function: Callable, seconds: float = 20.0) -> bool | None:
     """Print whether the function solves the exercise; True if so, False if not, None if not written yet.
 
     In a notebook, which would show what is returned below what is printed, nothing is.

@@ -3,7 +3,6 @@ import gzip
 import hashlib
 import socket
 import threading
-import time
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -29,6 +28,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def say(self, pieces, pause):
+        """A piece and a pause, in turn, for a minute: nobody should listen to the end."""
+        for piece in [*pieces, b""]:
+            self.wfile.write(piece)
+            if self.server.released.wait(pause):
+                return
+        self.server.heard_out.append(self.path)
 
     def head(self, status=200, **headers):
         self.send_response(status)
@@ -64,20 +71,17 @@ class Handler(BaseHTTPRequestHandler):
         self.head(302, Location=self.path, Content_Length=0)
 
     def hang(self):
-        self.server.released.wait(10)
+        self.say([], pause=60)
 
     def stall(self):
         self.head(Content_Length=len(FILE))
         self.wfile.write(FILE[:100_000])
-        self.server.released.wait(10)
+        self.say([], pause=60)
 
     def drip(self):
         """A byte now and then: never silent for long enough to be given up for that."""
         self.head(Content_Length=len(FILE))
-        for n in range(200):
-            self.wfile.write(FILE[n:n + 1])
-            if self.server.released.wait(0.05):
-                return
+        self.say((FILE[n:n + 1] for n in range(1200)), pause=0.05)
 
     def endless(self):
         self.head()
@@ -89,16 +93,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def head_for_ever(self):
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        for n in range(200):
-            self.wfile.write(b"X-%d: 1\r\n" % n)
-            if self.server.released.wait(0.1):
-                return
+        self.say((b"X-%d: 1\r\n" % n for n in range(600)), pause=0.1)
 
     def trailers_for_ever(self):
         self.head(Transfer_Encoding="chunked")
         self.wfile.write(b"5\r\nabcde\r\n0\r\n")
-        while not self.server.released.wait(0.1):
-            self.wfile.write(b"X: 1\r\n")
+        self.say([b"X: 1\r\n"] * 600, pause=0.1)
 
     def silent(self):
         pass
@@ -116,7 +116,7 @@ def server(monkeypatch):
     monkeypatch.delenv("DIFFUSION_COURSE_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen, server.released = [], threading.Event()
+    server.seen, server.heard_out, server.released = [], [], threading.Event()
     server.urls = lambda *names: [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -125,14 +125,14 @@ def server(monkeypatch):
     server.shutdown()
     thread.join()
     server.server_close()
+    assert not server.heard_out
 
 
 def refused(urls, path, md5=MD5):
     """What fetch says when it fails, having left nothing under the final name."""
-    began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         fetch(urls, path, md5, timeout=0.5)
-    assert not path.exists() and time.monotonic() - began < 5
+    assert not path.exists()
     return str(caught.value)
 
 
@@ -211,7 +211,7 @@ def test_a_download_that_stalls_is_continued(server, tmp_path):
 def test_a_mirror_that_is_too_slow_is_left_for_the_next_one(server, tmp_path):
     path = tmp_path / "file.gz"
     assert "drip: too slow: " in refused(server.urls("drip"), path)
-    assert 0 < part(path).stat().st_size < 200
+    assert 0 < part(path).stat().st_size < 1200
     fetch(server.urls("drip", "good"), path, MD5, timeout=0.5)
     assert path.read_bytes() == FILE                           # and what had come in was not fetched again
     assert server.seen[-1][0] == "/good" and int(server.seen[-1][1][6:-1]) > 1

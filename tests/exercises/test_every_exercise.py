@@ -52,12 +52,10 @@ def test_everything_is_said(exercise):
 
 
 @each
-def test_the_solution_passes_soon_and_always(exercise):
-    start = time.process_time()                                # whatever else the machine does
-    assert judge(exercise, exercise.solution, seconds=60) == (True, "")
-    assert time.process_time() - start < 3
-    torch.manual_seed(5)
-    assert judge(exercise, exercise.solution) == (True, "")
+def test_the_solution_passes_always(exercise):
+    for seed in (0, 5):
+        torch.manual_seed(seed)
+        assert judge(exercise, exercise.solution, seconds=60) == (True, "")
 
 
 @each
@@ -75,7 +73,7 @@ def test_each_wrong_answer_gets_its_own_hint(exercise, wrong):
     function, hint = wrong
     verdict, text = judge(exercise, function, seconds=60)
     assert verdict is False and text.splitlines()[1] == hint
-    assert text.splitlines()[0] and judge(exercise, function) == (verdict, text)
+    assert text.splitlines()[0] and judge(exercise, function, seconds=60) == (verdict, text)
 
 
 JUNK = {
