@@ -5,6 +5,8 @@ Imagen (Saharia et al. 2022, sec. 2.1).  Every caption has L tokens, so that the
 the shape of all others: L times the padding token 0 for the small one, the encoding of "" for the frozen one.
 """
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,15 +75,6 @@ class TextEncoder(nn.Module):
         return mean_word(self(tokens), tokens != 0)
 
 
-def asked_for(classes: int = 0, words: int = 0, length: int = 12) -> tuple[nn.ModuleDict, dict[str, Tensor]]:
-    """For the second door: tokens of a `label`, or of a `text`, or nothing; and the null of what there is."""
-    if classes:
-        return nn.ModuleDict({"label": LabelToken(classes, 64)}), {"label": torch.tensor(classes)}
-    if words:
-        return nn.ModuleDict({"text": TextEncoder(64, words, length)}), {"text": torch.zeros(length).long()}
-    return nn.ModuleDict(), {}
-
-
 class Projected(nn.Module):
     """Encodings of PretrainedText [B, L, dim_in] -> tokens [B, L, dim], for the second door.
 
@@ -117,6 +110,27 @@ class Pooled(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         encoder, = self.other or (self.encoder,)
         return self.out(encoder.pooled(text))
+
+
+def tokens_for(classes: int = 0, words: int = 0, length: int = 12, dim: int = 64) -> nn.ModuleDict:
+    """For the second door: tokens of a `label`, of a `text`, or nothing."""
+    if classes:
+        return nn.ModuleDict({"label": LabelToken(classes, dim)})
+    return nn.ModuleDict({"text": TextEncoder(dim, words, length)} if words else {})
+
+
+def vectors_for(classes: int = 0, words: int = 0, length: int = 12) -> dict[str, Callable[[int], nn.Module]]:
+    """For the first door: what makes a `label`, a `text`, or nothing, a vector of so many channels."""
+    if classes:
+        return {"label": partial(nn.Embedding, classes + 1)}
+    return {"text": lambda dim: Pooled(TextEncoder(64, words, length), dim)} if words else {}
+
+
+def null_of(classes: int = 0, words: int = 0, length: int = 12) -> dict[str, Tensor]:
+    """The null condition for either door, of one sample."""
+    if classes:
+        return {"label": torch.tensor(classes)}
+    return {"text": torch.zeros(length).long()} if words else {}
 
 
 class PretrainedText(nn.Module):

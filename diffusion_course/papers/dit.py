@@ -6,17 +6,14 @@ the normalisations, and every block starts as the identity.  Quality follows com
 Scaled down: digits, as latents of 4 x 8 x 8 (without an autoencoder: as pixels), 2 M weights.  Left out: the
 learned variance.
 """
-import torch
-from torch import nn
-
 from ..diffusion.denoiser import Denoiser, stratified
 from ..diffusion.guidance import CFG, drop_condition
 from ..diffusion.predictions import Epsilon
 from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
-from ..layers.embeddings import LabelToken
 from ..networks.dit import BLOCKS, DiT
+from ..networks.text import null_of, tokens_for, vectors_for
 from ..recipe import Preset, Recipe, paper
 from .autoencoder_kl import first_stage
 
@@ -38,9 +35,8 @@ def recipe(dim: int = 128, depth: int = 6, heads: int = 4, patch: int = 4, block
     if block not in BLOCKS:
         raise ValueError(f"block={block!r} must be one of {', '.join(BLOCKS)}")
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    kind, null = BLOCKS[block], {"label": torch.tensor(classes)}
-    label = {"embed": {"label": lambda dim: nn.Embedding(classes + 1, dim)}} if kind.modulated else \
-        {"tokens": {"label": LabelToken(classes, dim)}}
+    kind, null = BLOCKS[block], null_of(classes)
+    label = {"embed": vectors_for(classes)} if kind.modulated else {"tokens": tokens_for(classes, dim=dim)}
     net = DiT(shape[0], dim=dim, depth=depth, heads=heads, patch=(1, patch, patch), block=kind, **label)
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))

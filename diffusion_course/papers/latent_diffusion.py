@@ -12,7 +12,7 @@ from ..diffusion.predictions import Epsilon
 from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
-from ..networks.text import asked_for
+from ..networks.text import null_of, tokens_for
 from ..networks.unet import unet_for
 from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
@@ -32,7 +32,7 @@ def recipe(width: int = 48, autoencoder: Recipe | None = None, channels: int = 1
     Without an autoencoder it works on pixels.
     """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    tokens, null = asked_for(classes, words, length)
+    tokens, null = tokens_for(classes, words, length), null_of(classes, words, length)
     net = unet_for(shape, autoencoder is not None, width, tokens=tokens)
     schedule = linear_beta()
     denoiser = Denoiser(net, schedule, Epsilon(), stratified(schedule))

@@ -20,10 +20,10 @@ from ..diffusion.random import randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schedules import linear_beta
 from ..layers.attention import Attention, attend
-from ..layers.embeddings import LabelToken, rotate
+from ..layers.embeddings import rotate
 from ..layers.spacetime import Frames, numbers
 from ..networks.dit import BLOCKS, Block, DiT, look, modulate
-from ..networks.text import Pooled, TextEncoder, asked_for
+from ..networks.text import null_of, tokens_for, vectors_for
 from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
 from .video_diffusion_models import with_images
@@ -108,14 +108,9 @@ def recipe(variant: str = "interleaved", dim: int = 96, depth: int = 8, heads: i
     if own and condition == "in_context":
         raise ValueError(f"variant={variant!r} has no use for condition='in_context'; choose adaln_zero")
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    _, null = asked_for(classes, words, length)
-    if condition == "in_context":
-        makers = {"label": lambda: LabelToken(classes, dim), "text": lambda: TextEncoder(dim, words, length)}
-        door = {"tokens": {name: makers[name]() for name in null}}
-    else:
-        makers = {"label": lambda dim: nn.Embedding(classes + 1, dim),
-                  "text": lambda dim: Pooled(TextEncoder(64, words, length), dim)}
-        door = {"embed": {name: makers[name] for name in null}}
+    null = null_of(classes, words, length)
+    door = {"tokens": tokens_for(classes, words, length, dim)} if condition == "in_context" else \
+        {"embed": vectors_for(classes, words, length)}
     net = DiT(shape[0], dim=dim, depth=depth, heads=heads, patch=(tube, patch, patch), time=time,
               layouts=layouts(variant, depth), block=own or BLOCKS[condition], **door)
     schedule = linear_beta()

@@ -20,7 +20,7 @@ from ..diffusion.schedules import Cosine
 from ..diffusion.schemes import autoregressive, follow
 from ..layers.attention import FrameAttention
 from ..layers.spacetime import Frames, numbers
-from ..networks.text import asked_for
+from ..networks.text import null_of, tokens_for
 from ..networks.unet import unet_for
 from ..recipe import Count, Preset, Recipe, asking, paper
 from .autoencoder_kl import first_stage
@@ -42,7 +42,7 @@ def recipe(width: int = 32, frames: int = 16, size: int = 32, channels: int = 1,
     images: how many independent frames are appended to every clip of a batch (0, 4 and 8 in the paper).
     """
     first, shape, item = first_stage(autoencoder, (channels, size, size))
-    tokens, null = asked_for(classes, words, length)
+    tokens, null = tokens_for(classes, words, length), null_of(classes, words, length)
     net = unet_for(shape, autoencoder is not None, width, tokens=tokens, temporal=FrameAttention)
     schedule = Cosine()
     denoiser = Denoiser(net, schedule, V(), stratified(schedule))

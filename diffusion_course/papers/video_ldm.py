@@ -22,7 +22,7 @@ from ..diffusion.random import rand, randn_like
 from ..diffusion.samplers import ddim_step, sample
 from ..diffusion.schemes import follow, latest
 from ..layers.spacetime import Frames, fold_frames, numbers
-from ..networks.text import asked_for
+from ..networks.text import null_of
 from ..recipe import Preset, Recipe, asking, paper
 from .video_autoencoder import LAYERS, Aligner, same_latents
 
@@ -108,8 +108,7 @@ def recipe(image: Recipe | None = None, frames: int = 16, layers: str = "both",
     with image.ema.swapped() if image.ema else nullcontext():
         denoiser = deepcopy(image.model).requires_grad_(False)                 # theta
     denoiser.net = VideoNet(denoiser.net, layers)              # with phi, which alone is trained
-    asks = {name: image.origin.kwargs[name] for name in ("classes", "words", "length")}
-    _, null = asked_for(**asks)
+    null = null_of(**{name: image.origin.kwargs[name] for name in ("classes", "words", "length")})
 
     def loss(batch):
         z = first.encode(batch["x"], randn_like)               # [B, C, F, H, W]
