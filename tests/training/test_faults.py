@@ -3,6 +3,7 @@ import errno
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import time
@@ -207,6 +208,7 @@ def test_two_processes_in_one_folder(tmp_path):
     first = Run(tmp_path, steps=400, save_every=5).started()
     while not (tmp_path / "state.safetensors").exists():
         time.sleep(0.02)
+    os.kill(first.process.pid, signal.SIGSTOP)                 # it holds the folder for as long as we like
     out, status = Run(tmp_path, steps=400, save_every=5).end()
     assert status == 1 and "step" not in out.split("start\n")[-1]
     line = fails("train", "ddpm", *TINY, "--out", tmp_path, code=1)
@@ -238,7 +240,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 def test_two_begin_at_once(tmp_path):
     """Only one of them trains, and what it writes is whole."""
-    both = [Run(tmp_path, steps=60, save_every=1) for _ in range(2)]
+    both = [Run(tmp_path, steps=200, save_every=1) for _ in range(2)]
     ends = sorted(run.end()[1] for run in both)
     assert ends == [0, 1]
     checkpoints.load_model(tmp_path / "state.safetensors")
