@@ -135,8 +135,8 @@ def test_a_failing_cell_is_named_and_what_ran_is_kept(tmp_path):
 
 def test_a_cell_that_takes_too_long(tmp_path):
     path = written(tmp_path / "lessons" / "02_x.ipynb", PLACE, NEVER)
-    with pytest.raises(LessonError, match=r"cell \[2\], `import pathlib, time`: .* timeout=1 seconds"):
-        run(path, "out", timeout=1)
+    with pytest.raises(LessonError, match=r"cell \[2\], `import pathlib, time`: .* timeout=3 seconds"):
+        run(path, "out", timeout=3)
     place, never = outcome("out/02_x.ipynb")
     assert never == (2, "") and not is_alive(place[1].split()[-1])
 
