@@ -52,7 +52,7 @@ class Recognise(NbGraderPreprocessor):
 class Judge(NbGraderPreprocessor):
     """Run the submission in a jail, and write under every check what came of it."""
 
-    seconds = Integer(60, help="What a cell, and a call of a function, may take.").tag(config=True)
+    seconds = Integer(60, help="What a cell, and the check of a function, may take.").tag(config=True)
 
     def preprocess(self, nb, resources):
         checks = {n: mark(cell.source)[1] for n, cell in enumerate(nb.cells)           # ours, not look-alikes

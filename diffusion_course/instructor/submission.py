@@ -223,11 +223,11 @@ class Submission:
             return None
         return Remote(self, name, answer["arguments"])
 
-    def verdict(self, key: str, seconds: float = 20) -> tuple[bool | None, str]:
+    def verdict(self, key: str) -> tuple[bool | None, str]:
         """Of one exercise, on inputs that nobody has seen before."""
         exercise, seed = exercises.find(key), fresh(key)
         try:
-            right, text = judge(exercise, self.function(exercise.solution.__name__), seconds, seed)
+            right, text = judge(exercise, self.function(exercise.solution.__name__), self.seconds, seed)
         except (Dead, ValueError) as error:
             right, text, self.busy = False, f"It cannot be called: {error}.", True
         if self.busy:                                          # it is dead, or still at it

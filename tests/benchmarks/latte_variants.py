@@ -8,8 +8,8 @@ at even times, the same for all; Frechet distances of samples; and the time of a
 Each row is written when it is finished, and what is there is not done again.  About 20 minutes of one core,
 without the training.
 
-Of the results that ship, those of seed 0 but for in_context were trained and drawn in bf16, with the other
-GELU (see Block).  A CPU without instructions for bf16 takes ten times as long in it as in fp32.
+Of the results that ship, those of seed 0 but for in_context, and the times of steps, are of bf16 with the
+other GELU (see Block).  A CPU without instructions for bf16 takes ten times as long in it as in fp32.
 """
 import argparse
 import json
@@ -36,10 +36,11 @@ LONGER = {"interleaved": 24, "rotary": 24}                     # frames, where 1
 
 
 def trained(name, folder, steps, seed=0):
-    """The model of a variant, trained now if it is not there, and its losses."""
+    """The model of a variant, trained now if it is not there or not finished, and its losses."""
     folder = folder / (f"{name}-{seed}" if seed else name)
     path = folder / "model.safetensors"
-    if not path.exists():
+    done = container.read_header(path)["step"] if path.exists() else 0
+    if not done or done < steps and (folder / "state.safetensors").exists():
         trainer, batches = begin("latte", folder, "laptop", recipe=OWN | VARIANTS[name], init="none",
                                  numbers={"steps": steps, "batch_size": BATCH, "lr": 1e-3}, cpu=True,
                                  resume=True, save_every=250, seed=seed)

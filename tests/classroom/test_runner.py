@@ -115,8 +115,8 @@ def test_no_widgets_and_no_overwritten_progress_stay(finished):
 
 def test_it_says_where_everything_is(finished):
     lines = str(finished).splitlines()
-    usage = r"; 0\.\d minutes of processor time, \d\.\d GB" if finished.usage else ""      # no Linux
-    assert re.fullmatch(r"01_ddpm ran in \d\.\d minutes" + usage, lines[0]) and 0 < finished.minutes < 2
+    usage = r"; \d+\.\d minutes of processor time, \d\.\d GB" if finished.usage else ""      # no Linux
+    assert re.fullmatch(r"01_ddpm ran in \d+\.\d minutes" + usage, lines[0]) and finished.minutes > 0
     assert lines[1:] == [f"notebook  {finished.notebook}",
                          f"figures   {finished.notebook.with_suffix('')} (3)"]
 
@@ -135,8 +135,8 @@ def test_a_failing_cell_is_named_and_what_ran_is_kept(tmp_path):
 
 def test_a_cell_that_takes_too_long(tmp_path):
     path = written(tmp_path / "lessons" / "02_x.ipynb", PLACE, NEVER)
-    with pytest.raises(LessonError, match=r"cell \[2\], `import pathlib, time`: .* timeout=3 seconds"):
-        run(path, "out", timeout=3)
+    with pytest.raises(LessonError, match=r"cell \[2\], `import pathlib, time`: .* timeout=20 seconds"):
+        run(path, "out", timeout=20)
     place, never = outcome("out/02_x.ipynb")
     assert never == (2, "") and not is_alive(place[1].split()[-1])
 

@@ -1,6 +1,7 @@
 """`fetch` against a server on this machine that misbehaves in every way a mirror can."""
 import gzip
 import hashlib
+import re
 import socket
 import threading
 import tracemalloc
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.fault
 PLAIN = bytes(range(256)) * 1000
 FILE = gzip.compress(PLAIN, 0, mtime=0)                        # 256 kB: several blocks
 MD5 = hashlib.md5(PLAIN).hexdigest()
+GIVEN_UP = "timed out|too slow: "                              # which of them is a matter of moments
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -128,10 +130,15 @@ def server(monkeypatch):
     assert not server.heard_out
 
 
+def patience(urls):
+    """Seconds of silence that are borne: few where there will be silence, else more than any pause here."""
+    return 0.5 if any(name in url for url in urls for name in ("hang", "stall", "drip", "_ever")) else 20
+
+
 def refused(urls, path, md5=MD5):
     """What fetch says when it fails, having left nothing under the final name."""
     with pytest.raises(DownloadError) as caught:
-        fetch(urls, path, md5, timeout=0.5)
+        fetch(urls, path, md5, timeout=patience(urls))
     assert not path.exists()
     return str(caught.value)
 
@@ -150,16 +157,16 @@ def test_a_file_is_fetched_into_a_new_folder(server, tmp_path):
 @pytest.mark.parametrize("name, reason", [
     ("other", f"the MD5 of its content is {hashlib.md5(PLAIN[::-1]).hexdigest()}, expected {MD5}"),
     ("html", "the MD5 of its content is"), ("broken", "not a whole gzip file"), ("missing", "404"),
-    ("loop", "redirect"), ("hang", "timed out"), ("endless", "no file of the course is that large"),
+    ("loop", "redirect"), ("hang", GIVEN_UP), ("endless", "no file of the course is that large"),
     ("garbage", "SSH-2.0"), ("silent", "closed connection")])
 def test_a_mirror_that_fails_is_named_and_the_next_one_is_tried(server, tmp_path, name, reason, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 1 << 20)
     path = tmp_path / "file.gz"
     message = refused(server.urls(name), path)
     assert message.startswith("file.gz could not be fetched:\n") and server.urls(name)[0] + ": " in message
-    assert reason in message and message.count("\n") == 1
+    assert re.search(reason, message) and message.count("\n") == 1
     assert not part(path).exists(), "nothing of it may be continued"
-    fetch(server.urls(name, "good"), path, MD5, timeout=0.5)
+    fetch(server.urls(name, "good"), path, MD5, timeout=patience([name]))
     assert path.read_bytes() == FILE and not part(path).exists()
 
 
@@ -201,7 +208,7 @@ def test_a_download_cut_again_and_again_gets_there(server, tmp_path):
 
 def test_a_download_that_stalls_is_continued(server, tmp_path):
     path = tmp_path / "file.gz"
-    assert "timed out" in refused(server.urls("stall"), path)
+    assert re.search(GIVEN_UP, refused(server.urls("stall"), path))
     kept = part(path).stat().st_size
     assert 0 < kept <= 100_000
     fetch(server.urls("good"), path, MD5)
@@ -210,7 +217,7 @@ def test_a_download_that_stalls_is_continued(server, tmp_path):
 
 def test_a_mirror_that_is_too_slow_is_left_for_the_next_one(server, tmp_path):
     path = tmp_path / "file.gz"
-    assert "drip: too slow: " in refused(server.urls("drip"), path)
+    assert re.search(f"drip: .*({GIVEN_UP})", refused(server.urls("drip"), path))
     assert 0 < part(path).stat().st_size < 1200
     fetch(server.urls("drip", "good"), path, MD5, timeout=0.5)
     assert path.read_bytes() == FILE                           # and what had come in was not fetched again
@@ -219,7 +226,7 @@ def test_a_mirror_that_is_too_slow_is_left_for_the_next_one(server, tmp_path):
 
 @pytest.mark.parametrize("name", ["head_for_ever", "trailers_for_ever"])
 def test_an_answer_whose_head_or_end_never_ends(server, tmp_path, name):
-    assert "too slow: " in refused(server.urls(name), tmp_path / "file.gz")
+    assert re.search(GIVEN_UP, refused(server.urls(name), tmp_path / "file.gz"))
     assert fetch(server.urls("good", "good"), tmp_path / "file.gz", MD5).read_bytes() == FILE
 
 

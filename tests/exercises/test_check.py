@@ -190,7 +190,7 @@ def test_a_stopped_loop_does_not_run_on():
     for _ in range(3):
         said(loop, 0.05)
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -199,7 +199,7 @@ def test_endless_recursion_and_other_threads():
     results = []
     thread = threading.Thread(target=lambda: results.extend([said(loop, 0.1), said(double)]))
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert [verdict for verdict, _ in results] == [False, True]
 
 

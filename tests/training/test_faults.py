@@ -1,5 +1,6 @@
 """A disk that is full, a folder that may not be written to, two runs in one, no memory, no network."""
 import errno
+import multiprocessing.connection
 import os
 import re
 import resource
@@ -206,19 +207,21 @@ def same_as_runs(folder):
 
 def test_two_processes_in_one_folder(tmp_path):
     first = Run(tmp_path, steps=400, save_every=5).started()
-    while not (tmp_path / "state.safetensors").exists():
-        time.sleep(0.02)
-    os.kill(first.process.pid, signal.SIGSTOP)                 # it holds the folder for as long as we like
-    out, status = Run(tmp_path, steps=400, save_every=5).end()
-    assert status == 1 and "step" not in out.split("start\n")[-1]
-    line = fails("train", "ddpm", *TINY, "--out", tmp_path, code=1)
-    assert "already holds a run" in line
-    other = same_as_runs(tmp_path)
-    other.resume()
-    with pytest.raises(ValueError, match=f"{tmp_path}: another process is training there; wait for it"):
-        next(other.run(images().batches(8), 1))
-    os.kill(first.process.pid, 9)
-    first.end()
+    try:
+        while not (tmp_path / "state.safetensors").exists() and first.process.is_alive():
+            time.sleep(0.02)
+        os.kill(first.process.pid, signal.SIGSTOP)             # it holds the folder for as long as we like
+        out, status = Run(tmp_path, steps=400, save_every=5).end()
+        assert status == 1 and "step" not in out.split("start\n")[-1]
+        line = fails("train", "ddpm", *TINY, "--out", tmp_path, code=1)
+        assert "already holds a run" in line
+        other = same_as_runs(tmp_path)
+        other.resume()
+        with pytest.raises(ValueError, match=f"{tmp_path}: another process is training there; wait for it"):
+            next(other.run(images().batches(8), 1))
+    finally:
+        first.process.kill()
+        first.end()
     finish(Run(tmp_path, steps=400, save_every=200))           # the lock does not outlive its holder
 
 
@@ -240,9 +243,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 def test_two_begin_at_once(tmp_path):
     """Only one of them trains, and what it writes is whole."""
-    both = [Run(tmp_path, steps=200, save_every=1) for _ in range(2)]
-    ends = sorted(run.end()[1] for run in both)
-    assert ends == [0, 1]
+    both = [Run(tmp_path, steps=100_000, save_every=1) for _ in range(2)]
+    try:
+        multiprocessing.connection.wait([run.process.sentinel for run in both], timeout=300)
+        assert sorted((run.process.exitcode for run in both), key=str) == [1, None]
+        while not (tmp_path / "state.safetensors").exists():
+            time.sleep(0.02)
+    finally:
+        for run in both:
+            run.process.kill()
+            run.end()
     checkpoints.load_model(tmp_path / "state.safetensors")
 
 

@@ -1,6 +1,5 @@
 """Two processes train the model that one trains with the same batch."""
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,21 +16,14 @@ from diffusion_course.training.processes import share_out
 from diffusion_course.training.state import read_log
 
 SCRIPT = Path(__file__).with_name("runs.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port={port}"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-              "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port={port}"]
+              "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
 ACCELERATE_FSDP = [*ACCELERATE[:2], "--use_fsdp", "--fsdp_version=2", *ACCELERATE[3:]]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def run(launcher, folder, **options):
     """The losses, the weights and averages, and what was printed."""
-    launcher = [word.format(port=free_port()) for word in launcher]
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), *(f"{key}={value}" for key, value in
                                                                       options.items())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300,
