@@ -1,4 +1,4 @@
-"""The leaderboard: one line of JSON per trained model, which only `diffusion-course evaluate` writes."""
+"""The leaderboard: one line of JSON per trained model, which `evaluate` and `train-all` write, nothing else."""
 import json
 import math
 from pathlib import Path

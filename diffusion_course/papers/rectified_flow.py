@@ -24,6 +24,7 @@ from ..recipe import Recipe, paper
 from . import ddpm
 
 PRESETS = ddpm.PRESETS  # the same network on the same data
+PAIRS = 4_000_000_007  # seed of a recipe's pairs: nobody draws from their noise, so no sample was trained on
 
 
 @paper
@@ -50,7 +51,8 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
         x0, noise = batch["x"], batch.get("noise")             # eq. 1, unless a batch brings its pairs
         if teacher is not None and noise is None:
             if not made:
-                made.extend(a.to(x0.device) for a in make_pairs(teacher.model, teacher.shape, pairs))
+                made.extend(a.to(x0.device) for a in make_pairs(teacher.model, teacher.shape, pairs,
+                                                              seed=PAIRS))
             pick = (rand(len(x0), device=x0.device) * pairs).long()
             x0, noise = (a[pick].float() for a in made)        # a pair stays together
         return denoiser.loss(x0, x0.new_ones(len(x0)) if distill else None, noise)

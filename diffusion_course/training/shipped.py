@@ -97,7 +97,7 @@ SHIPPED = {
                      file="results/costs.json"),
     "frame_probe": Shipped("25eec117d81b186c9ea5d528f434a37650781f097276234fe182a79ec8bd9d50"),
     "video_probe": Shipped("ba3a7e1dbff9c51382df5a36dd2f55df670d2c11be42ef2f9a0372896d7767a2"),
-    "leaderboard": Shipped("d20d7511951af871462fdc258e2fba303a98a0bf35658bf04244a7f0a84ab8aa",
+    "leaderboard": Shipped("32dc02ee0c37a66c84bdbe4d5994fb64921cfcd72eff87c9575a031a7f0f6112",
                            file="results/leaderboard.jsonl"),
     "digit_probe": Shipped("811d3e6c2f839d023255265c9176466507aad60ff8e7fd2af73a2614199d1847"),
 }

@@ -37,6 +37,19 @@ def test_the_loss_is_eq_1_on_the_other_clock(teacher):
     torch.testing.assert_close(teacher.model.loss(x0, ours, noise), ((x0 - noise - v) ** 2).mean())
 
 
+def test_samples_are_not_drawn_from_noise_that_was_trained_on(teacher, monkeypatch):
+    made, drawn = [], []
+    monkeypatch.setattr(rectified_flow, "make_pairs", lambda *args, **kwargs: made.append(
+        make_pairs(*args, **kwargs, steps=1)) or made[0])
+    recipe = rectified_flow.recipe(**TINY, teacher=teacher, pairs=4)
+    recipe.loss({"x": torch.randn(2, 1, 16, 16)})
+    monkeypatch.setattr(rectified_flow, "sample", lambda denoiser, noise, *args: drawn.append(noise) or noise)
+    for seed in (0, 1):
+        recipe.draw(4, seed=seed)
+    for noise in drawn:
+        assert (noise - made[0][1].float()).abs().mean() > 0.5
+
+
 def test_pairs_belong_together_and_are_the_same_every_time(teacher):
     x0, noise = make_pairs(teacher.model, (1, 16, 16), 6, steps=3, batch_size=4)
     again, _ = make_pairs(teacher.model, (1, 16, 16), 6, steps=3, batch_size=4)
@@ -65,7 +78,7 @@ def test_reflow_starts_from_the_teacher_and_learns_its_pairs(teacher):
     seen, before = spied(pupil), teacher.model.net.conv_in.weight.clone()
     for _ in range(4):
         pupil.loss({"x": torch.zeros(8, 1, 16, 16)}).backward()
-    pairs = make_pairs(teacher.model, (1, 16, 16), 5)
+    pairs = make_pairs(teacher.model, (1, 16, 16), 5, seed=rectified_flow.PAIRS)
     picked = set()
     for x0, t, noise in seen:
         assert t is None and not torch.equal(x0, torch.zeros_like(x0))         # its own batch is not used
