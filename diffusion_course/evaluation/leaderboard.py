@@ -1,4 +1,4 @@
-"""The leaderboard: one line of JSON per trained model, which `evaluate` and `train-all` write, nothing else."""
+"""The leaderboard: a line of JSON per trained model, written by `evaluate` and `train-all`, nothing else."""
 import json
 import math
 from pathlib import Path
