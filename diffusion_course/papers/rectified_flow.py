@@ -24,7 +24,7 @@ from ..recipe import Recipe, paper
 from . import ddpm
 
 PRESETS = ddpm.PRESETS  # the same network on the same data
-PAIRS = 4_000_000_007  # seed of a recipe's pairs: nobody draws from their noise, so no sample was trained on
+PAIRS = 4_000_000_007  # a seed that nobody draws samples with, so that none is of noise that was trained on
 
 
 @paper
@@ -51,8 +51,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
         x0, noise = batch["x"], batch.get("noise")             # eq. 1, unless a batch brings its pairs
         if teacher is not None and noise is None:
             if not made:
-                made.extend(a.to(x0.device) for a in make_pairs(teacher.model, teacher.shape, pairs,
-                                                              seed=PAIRS))
+                made.extend(a.to(x0.device) for a in make_pairs(teacher.model, teacher.shape, pairs))
             pick = (rand(len(x0), device=x0.device) * pairs).long()
             x0, noise = (a[pick].float() for a in made)        # a pair stays together
         return denoiser.loss(x0, x0.new_ones(len(x0)) if distill else None, noise)
@@ -65,7 +64,7 @@ def recipe(width: int = 32, channels: int = 1, size: int = 32, teacher: Recipe |
 
 
 def make_pairs(denoiser, shape: tuple[int, ...], n: int, steps: int = 25, step=heun_step,
-               batch_size: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
+               batch_size: int = 256, seed: int = PAIRS) -> tuple[Tensor, Tensor]:
     """n pairs of what the flow makes and the noise it made it from, in half precision (sec. 2.2).
 
     The pairs carry the solver's error: 25 Heun steps are 49 evaluations.

@@ -206,8 +206,10 @@ def test_endless_recursion_and_other_threads():
 def test_the_learner_can_interrupt():
     timer = threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
     timer.start()
+    ended = []
     with pytest.raises(KeyboardInterrupt):
-        said(loop, 20)
+        said(lambda x, y: (loop(x, y), ended.append("loop")), 300)
+    assert not ended                                           # it was told at once, and so was the loop
 
 
 def test_random_numbers_of_the_notebook_are_left_alone():

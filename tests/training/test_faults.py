@@ -247,7 +247,7 @@ def test_two_begin_at_once(tmp_path):
     try:
         multiprocessing.connection.wait([run.process.sentinel for run in both], timeout=300)
         assert sorted((run.process.exitcode for run in both), key=str) == [1, None]
-        while not (tmp_path / "state.safetensors").exists():
+        while not (tmp_path / "state.safetensors").exists() and any(run.process.is_alive() for run in both):
             time.sleep(0.02)
     finally:
         for run in both:
